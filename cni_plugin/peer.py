@@ -1,0 +1,30 @@
+"""Who is at the other end of a Unix socket, by the kernel's word (SO_PEERCRED).
+
+The socket's file is for root alone, but a file's mode is what somebody set it to and a path is what somebody
+put there. Both sides therefore look at the peer itself: the plugin before it says or believes anything, the
+helper before it reads anything. The kernel translates the peer's uid into the reader's user namespace, so
+"root" of another user namespace is not uid 0 here; whom it cannot translate is `trust.OVERFLOW`.
+"""
+
+from __future__ import annotations
+
+from _socket import SO_PEERCRED, SOL_SOCKET
+from _struct import Struct
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    class Connection(Protocol):
+        """What of a socket is used here; asyncio's has no more."""
+
+        def getsockopt(self, level: int, option: int, size: int, /) -> bytes: ...
+
+
+_UCRED = Struct("=iII")  # struct ucred: pid, uid, gid
+
+
+def uid(connection: Connection) -> int:
+    """The peer's effective uid when it connected, or when it began to listen; raises OSError."""
+    found: int = _UCRED.unpack(connection.getsockopt(SOL_SOCKET, SO_PEERCRED, _UCRED.size))[1]
+    return found

@@ -1,0 +1,374 @@
+"""What a pod's netns is to hold and what has to change: pure, from wanted tunnels and present state.
+
+Every piece answers something that was seen to fail without it (docs/architecture.md, "In the pod"):
+
+- the VIP on `lo`, IPv6 ones without duplicate address detection and deprecated, so that the pod never uses
+  them for connections of its own;
+- the decapsulation: one device per encapsulation that takes every tunnel, or an MPLS label;
+- the VIP on the tunnel device too and loose reverse-path filtering on that device alone: a pod inherits
+  strict filtering, and then a device without an IPv4 address drops everything;
+- a rule `from VIP` to a table whose default route is the pod's own with a segment size that fits the
+  encapsulation;
+- the nf_tables rules of `ruleset`.
+
+Additions come in an order in which a packet finds everything ready: the addresses last. Removals run the
+other way.
+"""
+
+from __future__ import annotations
+
+from cni_plugin.netlink import nftables, rtnl
+from cni_plugin.netlink.address import BITS, pack, unpack, version
+from cni_plugin.pod import ruleset
+from cni_plugin.record import Record
+from cni_plugin.tunnel import GRE, MPLS, NOTHING, VXLAN_GPE, PodTunnels, overhead
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+DEVICE = {VXLAN_GPE: "svctun-gpe", GRE: "svctun-gre"}
+"""The decapsulating device of each mode that has one."""
+DEVICE_FOR_IPV6_UNDERLAY = {GRE: "svctun-gre6"}
+"""GRE has another kind of device where pods have IPv6 addresses only."""
+PROTOCOL = 116
+"""Marks our routes and rules as ours (rtnetlink protocol number)."""
+TABLE = 116
+RULE_PRIORITY = 1160
+PLATFORM_LABELS = 1000
+LABEL_INPUT = "mpls/conf/{}/input"
+"""The sysctl by which a device takes labels."""
+_TCP_HEADERS = {4: 40, 6: 60}
+
+
+class PodState(Record):
+    """What a pod's netns holds at this moment, as far as it concerns us."""
+
+    interface: rtnl.Link
+    """The pod's own interface (eth0)."""
+    mtus: dict[int, int]
+    """MTU of every device by its index."""
+    links: tuple[rtnl.Link, ...]
+    """Our devices."""
+    addresses: tuple[rtnl.Address, ...]
+    default_routes: tuple[rtnl.Route, ...]
+    """Default routes of table main, by whichever device; of each IP version the preferred one first."""
+    our_routes: tuple[rtnl.Route, ...]
+    our_rules: tuple[rtnl.Rule, ...]
+    label_routed: bool
+    label_guard: frozenset[bytes] | None
+    """Link-layer addresses from which labels are taken; None where nobody asks."""
+    gateways: frozenset[bytes] | None
+    """Link-layer addresses of the interface's gateways, None without any; read where a label is wanted."""
+    ruleset: bytes | None
+    """Fingerprint of the nf_tables table, None where there is none."""
+    elements: dict[str, frozenset[tuple[bytes, bytes]]]
+    """Elements of the table's sets by name."""
+    sysctls: dict[str, str]
+    """Values of the sysctls that `SYSCTLS` names, those that exist."""
+    loopback: int
+    """Index of `lo`."""
+
+    def addresses_of(self, ip_version: int) -> tuple[str, ...]:
+        return tuple(
+            found.address
+            for found in self.addresses
+            if found.link == self.interface.index and version(found.address) == ip_version and found.scope == 0
+        )
+
+
+class Operation(Record):
+    """One change; `kind` names the function in `apply` that makes it."""
+
+    kind: str
+    what: str
+    """The change in words, for logs and errors."""
+    argument: object = None
+    follows: bool = False
+    """It only follows what the pod's owner did with routes of his own: until then nothing of ours is amiss."""
+
+
+def sysctls(interface: str) -> tuple[str, ...]:
+    """The sysctls below /proc/sys/net that are looked at, and all but the first two changed, in a pod."""
+    return (
+        "ipv4/conf/all/rp_filter",
+        "ipv4/conf/default/rp_filter",
+        "ipv4/conf/lo/rp_filter",
+        "mpls/platform_labels",
+        LABEL_INPUT.format(interface),
+        *(f"ipv4/conf/{device}/rp_filter" for device in (*DEVICE.values(), *DEVICE_FOR_IPV6_UNDERLAY.values())),
+    )
+
+
+class Unsupported(ValueError):
+    """The wanted tunnels cannot be had in this pod; the text says why and what to do."""
+
+
+def plan(wanted: PodTunnels, state: PodState, had: PodTunnels = NOTHING) -> list[Operation]:
+    """The operations that bring `state` to `wanted`; empty when all is as it should be.
+
+    `had`: what the pod was given, or was to be given by somebody who was interrupted.
+    """
+    target = _Target(wanted, state)
+    operations: list[Operation] = []
+    operations += _withdraw_addresses(target, state, _ours(state, had))
+    operations += _rules(target, state, add=False)
+    operations += _label(target, state, add=False)
+    operations += _devices(target, state, add=False)
+    operations += _ruleset(target, state)
+    operations += _devices(target, state, add=True)
+    operations += _label(target, state, add=True)
+    operations += _reply_routes(target, state)
+    operations += _rules(target, state, add=True)
+    operations += _add_addresses(target, state)
+    operations += _forget_elements(target, state)
+    return operations
+
+
+class _Target:
+    """The wanted tunnels in the kernel's terms."""
+
+    def __init__(self, wanted: PodTunnels, state: PodState) -> None:
+        self.wanted = wanted
+        outer = 4 if state.addresses_of(4) else 6
+        self.outer_version = outer
+        self.devices: dict[str, str] = {}
+        self.label = False
+        self.device_vips: set[tuple[str, str]] = set()
+        self.vip_overhead: dict[str, int] = {}
+        for tunnel in wanted.tunnels:
+            if tunnel.mode == MPLS:
+                self.label = True
+                if "mpls/platform_labels" not in state.sysctls:
+                    raise Unsupported(
+                        "mode mpls needs the kernel's MPLS routing, which this node lacks: "
+                        "`modprobe mpls_router`, or another cmd.nu/tunnel-mode"
+                    )
+            else:
+                device = (DEVICE_FOR_IPV6_UNDERLAY if outer == 6 else DEVICE).get(tunnel.mode, DEVICE[tunnel.mode])
+                self.devices[device] = tunnel.mode
+                self.device_vips |= {(device, vip) for vip in tunnel.vips if version(vip) == 4}
+            for vip in tunnel.vips:
+                self.vip_overhead[vip] = max(self.vip_overhead.get(vip, 0), overhead(tunnel.mode, outer))
+        self.vips = frozenset(self.vip_overhead)
+        self.elements = _elements(wanted)
+        if self.label:
+            from cni_plugin.pod import labels  # only where the mode is used
+
+            self.elements |= labels.remembered(state)
+        self.routes = _wanted_routes(self.vip_overhead, state)
+        self.rules = {
+            _rule(vip) for vip in self.vips if any(route.version == version(vip) for route in self.routes.values())
+        }
+
+
+def _elements(wanted: PodTunnels) -> dict[str, frozenset[tuple[bytes, bytes]]]:
+    sets: dict[str, set[tuple[bytes, bytes]]] = {name: set() for name in ruleset.set_names()}
+    protocols = {"tcp": bytes([6]), "udp": bytes([17])}
+    for tunnel in wanted.tunnels:
+        for vip in tunnel.vips:
+            ip_version, raw = version(vip), pack(vip)
+            sets[f"vips{ip_version}"].add((raw, b""))
+            key = ruleset.key_type("remap", ip_version)
+            for remap in tunnel.remaps:
+                port, target = remap.port.to_bytes(2, "big"), remap.target_port.to_bytes(2, "big")
+                seen = nftables.key_bytes(key, (raw, protocols[remap.protocol], port))
+                real = nftables.key_bytes(key, (raw, protocols[remap.protocol], target))
+                sets[f"remap{ip_version}"].add((seen, target))
+                sets[f"unmap{ip_version}"].add((real, port))
+    for source in wanted.sources:
+        sets[f"sources{version(source)}"].add((pack(source), b""))
+    if wanted.sources:
+        sets["guarded4"].add((bytes([nftables.IPV4]), b""))
+        sets["guarded6"].add((bytes([nftables.IPV6]), b""))
+    return {name: frozenset(members) for name, members in sets.items()}
+
+
+def _rule(vip: str) -> rtnl.Rule:
+    ip_version = version(vip)
+    return rtnl.rule(ip_version, RULE_PRIORITY, TABLE, source=f"{vip}/{BITS[ip_version]}", protocol=PROTOCOL)
+
+
+def _wanted_routes(vip_overhead: dict[str, int], state: PodState) -> dict[int, rtnl.Route]:
+    """Per IP version the pod's own default route with a segment size that fits the widest encapsulation."""
+    routes = {}
+    for route in state.default_routes:
+        taken = [size for vip, size in vip_overhead.items() if version(vip) == route.version]
+        if taken and route.version not in routes:
+            link_mtu = state.mtus.get(route.link, state.interface.mtu)
+            leaving = min(route.mtu or link_mtu, link_mtu)
+            # Encapsulated packets come in by the pod's interface, whichever way its own packets go out.
+            arriving = leaving if route.link == state.interface.index else state.interface.mtu
+            advmss = min(arriving - max(taken), leaving) - _TCP_HEADERS[route.version]
+            routes[route.version] = route.replace(
+                table=TABLE, protocol=PROTOCOL, advmss=min(advmss, route.advmss or advmss), source=""
+            )
+    return routes
+
+
+def _ours(state: PodState, had: PodTunnels) -> frozenset[str]:
+    """The VIPs that we put into this pod earlier.
+
+    The table's set knows them; where a stranger took it away our rules, our devices and the record do.
+    """
+    in_set = {unpack(key) for name in ("vips4", "vips6") for key, _ in state.elements.get(name, ())}
+    devices = {link.index for link in state.links}
+    on_devices = {found.address for found in state.addresses if found.link in devices and version(found.address) == 4}
+    by_rules = {rule.source.partition("/")[0] for rule in state.our_rules}
+    by_record = {vip for tunnel in had.tunnels for vip in tunnel.vips}
+    return frozenset(in_set | on_devices | by_rules | by_record)
+
+
+def _withdraw_addresses(target: _Target, state: PodState, ours: frozenset[str]) -> Iterable[Operation]:
+    names = {link.index: link.name for link in state.links}
+    for found in state.addresses:
+        on_loopback = found.link == state.loopback and found.address in ours - target.vips
+        device = names.get(found.link)
+        on_device = device is not None and found.address in ours and (device, found.address) not in target.device_vips
+        if on_loopback or (on_device and device in target.devices):
+            name = device or "lo"
+            yield Operation(
+                "netlink",
+                f"take {found.address} off {name}",
+                rtnl.delete_address(found.address, found.link, name),
+            )
+
+
+def _add_addresses(target: _Target, state: PodState) -> Iterable[Operation]:
+    present = {(found.link, found.address) for found in state.addresses}
+    indices = {link.name: link.index for link in state.links}
+    for device, vip in sorted(target.device_vips):
+        if (indices.get(device), vip) not in present:
+            yield Operation("device_address", f"put {vip} on {device}", (device, vip))
+    # IPv6 first: what the kernel does for these by and by, it does while the others are put.
+    missing = sorted((vip for vip in target.vips if (state.loopback, vip) not in present), key=version, reverse=True)
+    missing6 = [vip for vip in missing if version(vip) == 6]
+    if missing6 and awaited(state.addresses, state.interface.index):
+        # While the pod's own address is tentative the kernel would take the VIP as source of its
+        # connections, deprecated or not.
+        yield Operation("await_dad", f"wait for the addresses of {state.interface.name}", state.interface.index)
+    for vip in missing:
+        message = rtnl.add_address(vip, state.loopback, "lo", deprecated=version(vip) == 6)
+        yield Operation("netlink", f"put {vip} on lo", message)
+    if missing6:
+        yield Operation("await_delivery", "wait until packets to the IPv6 VIPs are delivered", missing6)
+
+
+def awaited(addresses: Iterable[rtnl.Address], interface: int) -> bool:
+    """Whether an address of the pod's interface is still looked for on others (duplicate address detection)."""
+    return any(
+        found.link == interface
+        and found.flags & rtnl.ADDRESS_TENTATIVE
+        and not found.flags & rtnl.ADDRESS_DAD_FAILED
+        and found.scope == rtnl.SCOPE_GLOBAL
+        for found in addresses
+    )
+
+
+def _devices(target: _Target, state: PodState, add: bool) -> Iterable[Operation]:
+    present = {link.name: link for link in state.links}
+    if not add:
+        for link in state.links:
+            if link.name not in target.devices:
+                yield Operation("netlink", f"delete device {link.name}", rtnl.delete_link(link.index, link.name))
+        return
+    for device, mode in sorted(target.devices.items()):
+        if device not in present:
+            message = rtnl.add_tunnel_device(device, mode, target.outer_version)
+            yield Operation("netlink", f"add device {device}", message)
+        elif not present[device].up:
+            yield Operation("netlink", f"set {device} up", rtnl.set_up(present[device].index, device))
+        yield from loose(state, device)
+
+
+def _label(target: _Target, state: PodState, add: bool) -> Iterable[Operation]:
+    # Without a label, but with what was to be remembered: somebody was interrupted before or after it.
+    present = (
+        state.label_routed or state.label_guard is not None or any(state.elements.get(name) for name in ruleset.BEFORE)
+    )
+    if target.label if add else present and not target.label:
+        from cni_plugin.pod import labels
+
+        yield from labels.add(state) if add else labels.remove(state)
+
+
+def set_sysctl(state: PodState, name: str, value: str) -> Iterable[Operation]:
+    if state.sysctls.get(name) != value:
+        yield Operation("sysctl", f"set net.{name.replace('/', '.')} to {value}", (name, value))
+
+
+def loose(state: PodState, device: str) -> Iterable[Operation]:
+    """Loose reverse-path filtering on one device; one whose owner filters nowhere has it looser than that."""
+    name = f"ipv4/conf/{device}/rp_filter"
+    filters_nothing = state.sysctls.get(name) == "0" and state.sysctls.get("ipv4/conf/all/rp_filter") != "1"
+    for operation in set_sysctl(state, name, "2"):
+        yield operation.replace(follows=filters_nothing and state.ruleset is not None)
+
+
+def _reply_routes(target: _Target, state: PodState) -> Iterable[Operation]:
+    present = {route.version: route for route in state.our_routes}
+    for ip_version, route in sorted(target.routes.items()):
+        if present.get(ip_version) != route:
+            what = f"default route for IPv{ip_version} replies with advmss {route.advmss}"
+            # Ours is there, but the pod's own is another now; or it has only now got one.
+            follows = ip_version in present or _had_no_default(state, ip_version)
+            yield Operation("netlink", what, rtnl.put_route(route), follows)
+
+
+def _had_no_default(state: PodState, ip_version: int) -> bool:
+    """Whether the pod is configured, and for replies of this IP version has nothing: there was no need."""
+    ruled = any(rule.version == ip_version for rule in state.our_rules)
+    return state.ruleset is not None and not (ruled or any(route.version == ip_version for route in state.our_routes))
+
+
+def _rules(target: _Target, state: PodState, add: bool) -> Iterable[Operation]:
+    present = set(state.our_rules)
+    if add:
+        for rule in sorted(target.rules - present, key=repr):
+            what = f"replies from {rule.source} take table {TABLE}"
+            yield Operation("netlink", what, rtnl.add_rule(rule), _had_no_default(state, rule.version))
+        return
+    for rule in sorted(present - target.rules, key=repr):
+        what = f"replies from {rule.source} no longer take table {TABLE}"
+        follows = rule.source.partition("/")[0] in target.vips  # the pod has no default route any more
+        yield Operation("netlink", what, rtnl.delete_rule(rule), follows)
+    for route in state.our_routes:
+        if route.version not in target.routes:
+            what = f"delete the IPv{route.version} reply route"
+            follows = any(version(vip) == route.version for vip in target.vips)
+            yield Operation("netlink", what, rtnl.delete_route(route), follows)
+
+
+def _ruleset(target: _Target, state: PodState) -> Iterable[Operation]:
+    """The table first and all elements at once: the rules do nothing for packets that are not to a VIP."""
+    if not target.vips:
+        return
+    if state.ruleset != ruleset.FINGERPRINT:
+        # One transaction: a packet that finds no port remap would reset its connection.
+        older = state.ruleset is not None
+        what = "replace another version's nf_tables rules" if older else "install the nf_tables rules"
+        yield Operation("install_ruleset", what, (older, target.elements))
+        return
+    have = state.elements
+    added = {name: wanted - have.get(name, frozenset()) for name, wanted in target.elements.items()}
+    # A port that now maps elsewhere has to be taken out before it can be put in again.
+    stale = {
+        name: frozenset(element for element in have.get(name, ()) if element not in wanted)
+        for name, wanted in target.elements.items()
+        if not name.startswith("vips")
+    }
+    if any(stale.values()) or any(added.values()):
+        yield Operation("change_elements", "change the elements of nf_tables sets", (stale, added))
+
+
+def _forget_elements(target: _Target, state: PodState) -> Iterable[Operation]:
+    """VIPs leave the set last: while an address is still there, the set must say that it is ours."""
+    if not target.vips:
+        if state.ruleset is not None:
+            yield Operation("remove_ruleset", "remove the nf_tables rules")
+        return
+    if state.ruleset != ruleset.FINGERPRINT:
+        return  # the table is new and has what it is to have
+    gone = {name: state.elements.get(name, frozenset()) - target.elements[name] for name in ("vips4", "vips6")}
+    if any(gone.values()):
+        yield Operation("change_elements", "forget VIPs in nf_tables sets", (gone, {}))

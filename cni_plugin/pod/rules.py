@@ -1,0 +1,224 @@
+"""The nf_tables rules in a pod's netns: what makes "everything just works" true for programs in the pod.
+
+One table of fixed rules; which VIPs, ports and sources there are lives in its sets, so a change of a
+Service changes elements only, and the table's set of VIPs says which addresses of the pod are ours.
+
+It is never loaded on a node: `python -m cni_plugin.pod.rules` writes what comes of it to `frozen_rules`, and a
+test sees to it that this was not forgotten.
+
+- Fragments are put together first: ports can only be read, and remapped, in whole packets.
+- Encapsulated packets are taken from the cluster's nodes only, and only to VIPs that the pod has.
+- A Service port that differs from the program's is rewritten, also in the packet that an ICMP error
+  quotes (without that, path MTU discovery fails for remapped ports). No connection tracking is involved.
+- A UDP server bound to 0.0.0.0 or :: answers from the pod's own address; its answers get the VIP to
+  which the question came.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+from cni_plugin.netlink import Message
+from cni_plugin.netlink import nftables as nft
+from cni_plugin.netlink.nftables import DATA, INET_SERVICE, NETWORK_HEADER, REGISTER, TCP, TRANSPORT_HEADER, UDP
+from cni_plugin.pod.ruleset import BEFORE, SETS, TABLE, key_type
+from cni_plugin.tunnel import VXLAN_GPE_PORT
+
+RAW, MANGLE = -300, -150
+_REPLY_TIMEOUT = 180_000
+"""Milliseconds for which the VIP that a client used is kept after its last UDP packet."""
+_REPLY_SIZE = 65_535
+
+_ADDRESS = {4: nft.IPV4_ADDRESS, 6: nft.IPV6_ADDRESS}
+_FAMILY = {4: nft.IPV4, 6: nft.IPV6}
+_SOURCE_AT = {4: 12, 6: 8}
+_DESTINATION_AT = {4: 16, 6: 24}
+_BYTES = {4: 4, 6: 16}
+_CHECKSUM_AT = {TCP: 16, UDP: 6}
+
+
+def _sets() -> list[Message]:
+    messages = [nft.add_set(TABLE, name, number, (nft.MARK,)) for number, name in enumerate(BEFORE, 1)]
+    identifier = len(BEFORE)
+    for ip_version in (4, 6):
+        address = _ADDRESS[ip_version]
+        for name in SETS:
+            identifier += 1
+            data = INET_SERVICE if name in ("remap", "unmap") else None
+            messages.append(nft.add_set(TABLE, f"{name}{ip_version}", identifier, key_type(name, ip_version), data))
+        identifier += 1
+        key = (address, INET_SERVICE, INET_SERVICE)
+        messages.append(
+            nft.add_set(TABLE, f"reply{ip_version}", identifier, key, address, timeout=_REPLY_TIMEOUT, size=_REPLY_SIZE)
+        )
+    return messages
+
+
+def _chains() -> list[Message]:
+    return [
+        nft.add_chain(TABLE, "arriving", "filter", nft.PREROUTING, RAW),
+        nft.add_chain(TABLE, "remember", "filter", nft.PREROUTING, MANGLE),
+        nft.add_chain(TABLE, "answer", "route", nft.OUTPUT, RAW),
+        nft.add_chain(TABLE, "leaving", "filter", nft.POSTROUTING, RAW),
+        # `tproxy` makes the kernel put fragments together before every chain; the rule itself never matches.
+        nft.add_rule(
+            TABLE,
+            "arriving",
+            nft.ip_version(nft.IPV4),
+            nft.load(NETWORK_HEADER, 12, 4),
+            nft.compare(b"\xff\xff\xff\xff"),
+            nft.transport(TCP),
+            nft.transparent_proxy(1),
+        ),
+    ]
+
+
+def _rules(ip_version: int) -> list[Message]:
+    family = nft.ip_version(_FAMILY[ip_version])
+    size = _BYTES[ip_version]
+    source_at, destination_at = _SOURCE_AT[ip_version], _DESTINATION_AT[ip_version]
+    vips, sources, remap, unmap, reply = (
+        f"{name}{ip_version}" for name in ("vips", "sources", "remap", "unmap", "reply")
+    )
+
+    def rule(chain: str, *expressions: bytes) -> Message:
+        return nft.add_rule(TABLE, chain, family, *expressions)
+
+    # The address takes one or four registers, protocol and port one each.
+    second = REGISTER + size // 4
+    third = second + 1
+    to_vip = nft.load(NETWORK_HEADER, destination_at, size) + nft.lookup(vips)
+    not_to_vip = nft.load(NETWORK_HEADER, destination_at, size) + nft.lookup(vips, invert=True)
+    destination = nft.load(NETWORK_HEADER, destination_at, size, DATA)
+    messages = []
+
+    # Only the nodes may send encapsulated packets, where these are known.
+    from_stranger = (
+        nft.meta(15)
+        + nft.lookup(f"guarded{ip_version}")
+        + nft.load(NETWORK_HEADER, source_at, size)
+        + nft.lookup(sources, invert=True)
+        + nft.drop()
+    )
+    gpe_port = nft.load(TRANSPORT_HEADER, 2, 2) + nft.compare(VXLAN_GPE_PORT.to_bytes(2, "big"))
+    messages.append(rule("arriving", nft.transport(UDP), gpe_port, from_stranger))
+    messages.append(rule("arriving", nft.transport(nft.GRE), from_stranger))
+
+    # What a tunnel brings is for a VIP, or it is not ours to bring.
+    messages.append(rule("arriving", nft.meta(6), nft.compare(b"svctun-"), not_to_vip, nft.drop()))
+
+    def port_of(direction: str, table: str, address_at: int, port_at: int, protocol: int, checksum: bool) -> Message:
+        expressions = [nft.transport(protocol)]
+        if protocol == UDP:
+            # A UDP checksum of zero means none (RFC 768) and must stay so.
+            expressions.append(nft.load(TRANSPORT_HEADER, 6, 2) + nft.compare(b"\0\0", equal=not checksum))
+        expressions += [
+            nft.load(NETWORK_HEADER, address_at, size),
+            nft.meta(16, second),
+            nft.load(TRANSPORT_HEADER, port_at, 2, third),
+            nft.lookup(table, data=DATA),
+            nft.store(TRANSPORT_HEADER, port_at, 2, DATA, _CHECKSUM_AT[protocol] if checksum else None),
+        ]
+        return rule(direction, *expressions)
+
+    for protocol, checksum in ((TCP, True), (UDP, False), (UDP, True)):
+        messages.append(port_of("arriving", remap, destination_at, 2, protocol, checksum))
+        messages.append(port_of("leaving", unmap, source_at, 0, protocol, checksum))
+    messages.append(rule("arriving", *_quoted_port(ip_version, remap, second, third)))
+
+    # Which VIP a UDP client talks to, by its address and port and our port; a client that turns to the
+    # pod's own address from the same port is answered from there again.
+    conversation = (
+        nft.load(NETWORK_HEADER, source_at, size),
+        nft.load(TRANSPORT_HEADER, 0, 2, second),
+        nft.load(TRANSPORT_HEADER, 2, 2, third),
+    )
+    messages.append(
+        rule(
+            "remember",
+            nft.transport(UDP),
+            to_vip,
+            destination,
+            *conversation,
+            nft.forget(reply, DATA),  # an update leaves the VIP of a client's earlier question
+            nft.update_map(reply, DATA),
+        )
+    )
+    messages.append(
+        rule("remember", nft.transport(UDP), not_to_vip, destination, *conversation, nft.forget(reply, DATA))
+    )
+    messages.append(
+        rule(
+            "answer",
+            nft.transport(UDP),
+            nft.load(NETWORK_HEADER, source_at, size),
+            nft.lookup(vips, invert=True),
+            nft.load(NETWORK_HEADER, destination_at, size),
+            nft.load(TRANSPORT_HEADER, 2, 2, second),
+            nft.load(TRANSPORT_HEADER, 0, 2, third),
+            nft.lookup(reply, data=DATA),
+            nft.store(
+                NETWORK_HEADER, source_at, size, DATA, checksum_at=10 if ip_version == 4 else None, pseudo_header=True
+            ),
+        )
+    )
+    return messages
+
+
+def _quoted_port(ip_version: int, remap: str, second: int, third: int) -> tuple[bytes, ...]:
+    """An ICMP error quotes our packet with the port that the client sees: source and port of the quote."""
+    header = 8
+    if ip_version == 4:
+        kind = nft.load(TRANSPORT_HEADER, 0, 1) + nft.compare(b"\x03")
+        no_options = nft.load(TRANSPORT_HEADER, header, 1) + nft.compare(b"\x45")
+        protocol_at, source_at, port_at, icmp = header + 9, header + 12, header + 20, nft.ICMP
+    else:
+        kind = nft.load(TRANSPORT_HEADER, 0, 1) + nft.below(b"\x80")
+        no_options = b""
+        protocol_at, source_at, port_at, icmp = header + 6, header + 8, header + 40, nft.ICMPV6
+    return (
+        nft.transport(icmp),
+        kind,
+        no_options,
+        nft.load(TRANSPORT_HEADER, source_at, _BYTES[ip_version]),
+        nft.load(TRANSPORT_HEADER, protocol_at, 1, second),
+        nft.load(TRANSPORT_HEADER, port_at, 2, third),
+        nft.lookup(remap, data=DATA),
+        nft.store(TRANSPORT_HEADER, port_at, 2, DATA, checksum_at=2),
+    )
+
+
+def messages() -> list[Message]:
+    """Sets, chains and rules, in the order in which the kernel wants them."""
+    return _sets() + _chains() + _rules(4) + _rules(6)
+
+
+def frozen() -> str:
+    """The text of `frozen_rules`. The fingerprint tells one version of the rules from others."""
+    checksum = 0
+    for message in messages():
+        checksum = zlib.crc32(message.body, checksum)
+    lines = [f"    ({m.type}, {m.flags}, {m.body!r}, {m.what!r})," for m in messages()]
+    return "\n".join(
+        [
+            '"""What `rules` describes, as messages: written by `python -m cni_plugin.pod.rules`, never by hand."""',
+            "",
+            "# ruff: noqa: E501",
+            "# fmt: off",
+            "",
+            "from __future__ import annotations",
+            "",
+            f'FINGERPRINT = b"svctun1:{checksum:08x}"',
+            '"""Tells this version of the rules from others, so that an upgrade replaces them."""',
+            "MESSAGES: tuple[tuple[int, int, bytes, str], ...] = (",
+            *lines,
+            ")",
+            '"""Type, flags, body, and what it does in words."""',
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    with open(f"{__file__.rpartition('/')[0]}/frozen_rules.py", "w") as file:
+        file.write(frozen())

@@ -1,0 +1,51 @@
+"""The nf_tables table in a pod's netns: its name, its sets and what is in them, and how it is put.
+
+What its rules do is written in `rules`, and frozen as bytes in `frozen_rules`: building them is most of what
+an ADD would compute, and they are the same every time.
+"""
+
+from __future__ import annotations
+
+from cni_plugin.netlink import Message
+from cni_plugin.netlink import nftables as nft
+from cni_plugin.netlink.nftables import INET_PROTOCOL, INET_SERVICE, IPV4_ADDRESS, IPV6_ADDRESS, NF_PROTOCOL
+from cni_plugin.pod.frozen_rules import FINGERPRINT, MESSAGES
+
+TABLE = "svctun"
+
+_ADDRESS = {4: IPV4_ADDRESS, 6: IPV6_ADDRESS}
+
+SETS = ("vips", "guarded", "sources", "remap", "unmap")
+"""The sets whose elements are configuration, each as `vips4` and `vips6`; packets fill `reply4` and `reply6`.
+
+vips: the addresses that are ours in this pod. guarded: the IP version, when only `sources` may send
+encapsulated packets. remap: (VIP, protocol, Service port) -> the program's port; unmap: the way back.
+"""
+
+
+BEFORE = {"lo_rp_filter": "ipv4/conf/lo/rp_filter", "platform_labels": "mpls/platform_labels"}
+"""Sets that no rule reads, by the sysctl that mode mpls changes: the one element is the value from before.
+
+They come with the table and so before the change: whoever is killed in between leaves what tells the next.
+"""
+
+
+def set_names() -> list[str]:
+    """All sets whose elements are ours to say."""
+    return [*BEFORE, *(f"{name}{ip_version}" for name in SETS for ip_version in (4, 6))]
+
+
+def key_type(name: str, ip_version: int) -> tuple[nft.Type, ...]:
+    """Types of the key of a set of `SETS`."""
+    address = _ADDRESS[ip_version]
+    if name == "guarded":
+        return (NF_PROTOCOL,)
+    return (address,) if name in ("vips", "sources") else (address, INET_PROTOCOL, INET_SERVICE)
+
+
+def install() -> list[Message]:
+    """The messages that make the table, without elements."""
+    return [nft.add_table(TABLE, FINGERPRINT), *(Message(*message) for message in MESSAGES)]
+
+
+__all__ = ["BEFORE", "FINGERPRINT", "SETS", "TABLE", "install", "key_type", "set_names"]

@@ -1,0 +1,353 @@
+"""The verbs of the CNI specification: what the runtime wants done, in the order in which it is done.
+
+ADD writes its attachment record before it asks for tunnels, so that a Service annotated while ADD runs is
+not missed: the helper sees the record and looks again. Before the first change the record says what the pod
+is about to get: whatever interrupts ADD then, DEL, GC and the next ADD know what there may be to undo. A
+failure that the plugin survives it undoes itself. DEL
+forgives nearly everything, because the runtime calls it in any state and an error of it stops the chain.
+A verb returns the text for stdout; what it cannot do it raises as a `CniError`.
+
+What only some calls need is imported where it is needed: most pods have no tunnel and shall not pay for
+the code that makes one.
+"""
+
+from __future__ import annotations
+
+from cni_plugin import attachment, config, jsontext, logfile, netns, trust
+from cni_plugin.attachment import Attachment
+from cni_plugin.errors import (
+    CniError,
+    ConfigInvalid,
+    EnvironmentInvalid,
+    IoFailure,
+    Missing,
+    PodSideFailed,
+    TryLater,
+    Unavailable,
+)
+from cni_plugin.tunnel import NOTHING, PodTunnels
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cni_plugin.config import NetConf
+    from cni_plugin.environment import Invocation
+
+OK, NONE, ERROR = "ok", "none", "error"
+"""How a call ended, in its last line of the log: done, done for a pod without tunnels, not done."""
+
+NAMESPACES_LIMIT = 8 << 20
+"""Bytes of the list of namespaces; a hundred thousand of the longest names."""
+
+EXEMPT_WAIT = 1.0
+"""Seconds that a pod of an exempt namespace waits for the helper: it passes in any case, and may be what
+brings the helper up."""
+
+
+def add(invocation: Invocation, conf: NetConf) -> str:
+    """Gives the pod its tunnels and returns prevResult as it came."""
+    result = conf.prev_result
+    if result is None:
+        raise ConfigInvalid(
+            "prevResult is missing: service-tunnel is a chained plugin, list it after the one that adds the interface"
+        )
+    # Everything that can be wrong with the input is found before anything is changed.
+    output = jsontext.dumps({**result, "cniVersion": conf.cni_version})
+    inode = _inode(invocation)
+    wanted = _standalone(conf)
+    had = _earlier(invocation, conf, inode)
+    record = _record(invocation, conf, result, inode).replace(
+        standalone=wanted is not None, tunnels=_both(had, wanted or NOTHING)
+    )
+    try:
+        attachment.remove_unfinished(conf.run_dir, record.network, record.container, record.interface)
+        attachment.write(conf.run_dir, record)
+    except OSError as error:
+        raise _not_recorded(conf, error) from error
+    try:
+        source = "standalone"
+        if wanted is None:
+            wanted, source = _ask(invocation, conf, record)
+        operations: list[str] = []
+        if record.tunnels.tunnels or wanted.tunnels:
+            record = _announce(conf, record, _both(had, wanted))
+            operations = _configure(invocation, wanted, had)
+        attachment.write(conf.run_dir, record.replace(state=attachment.READY, tunnels=wanted))
+    except BaseException as error:
+        _undo(invocation, conf, record)
+        if isinstance(error, OSError):
+            raise _not_recorded(conf, error) from error
+        raise
+    outcome = OK if wanted.tunnels else NONE
+    _log(invocation, conf, "info", outcome=outcome, source=source, tunnels=len(wanted.tunnels), operations=operations)
+    return output
+
+
+def delete(invocation: Invocation, conf: NetConf) -> str:
+    """Takes the tunnels out of the pod, if it is still there, and forgets the attachment; never fails."""
+    troubles = list(conf.problems)
+    known: Attachment | None = None
+    try:
+        if conf.name:
+            known = attachment.read(conf.run_dir, conf.name, invocation.container_id, invocation.ifname)
+        forget = bool(conf.name)
+    except (OSError, ValueError) as error:
+        troubles.append(str(error))
+        forget = not isinstance(error, attachment.NewerRecord)
+    troubles += _clear(conf, (conf.name, invocation.container_id, invocation.ifname), known, invocation.netns)
+    if forget:
+        try:
+            attachment.remove(conf.run_dir, conf.name, invocation.container_id, invocation.ifname)
+        except OSError as error:
+            # The record outlives its pod: the helper drops it when the namespace behind it is another.
+            troubles.append(f"the attachment record stays: {error.strerror}")
+    _log(invocation, conf, "warning" if troubles else "info", outcome=OK, known=known is not None, troubles=troubles)
+    return ""
+
+
+def check(invocation: Invocation, conf: NetConf) -> str:
+    """Complains, with code 102, about whatever of ADD's work is not there any more."""
+    if conf.prev_result is None:
+        raise ConfigInvalid("prevResult is missing: CHECK needs the result of ADD")
+    _inode(invocation)
+    try:
+        known = attachment.read(conf.run_dir, conf.name, invocation.container_id, invocation.ifname)
+    except (OSError, attachment.NewerRecord) as error:
+        raise IoFailure(f"the attachment record below runDir {conf.run_dir} cannot be read: {error}") from None
+    except ValueError as error:
+        raise Missing(f"the attachment record is damaged: {error}") from None
+    if known is None:
+        raise Missing(
+            f"no attachment record of interface {invocation.ifname} of container {invocation.container_id}",
+            f"looked for in {attachment.directory(conf.run_dir)}; restart the pod",
+        )
+    if known.state != attachment.READY:
+        raise Missing("ADD of this attachment was interrupted", "restart the pod")
+    if known.tunnels.tunnels:
+        from cni_plugin import pod
+
+        try:
+            absent = pod.missing(invocation.netns, invocation.ifname, known.tunnels)
+        except pod.PodError as error:
+            raise PodSideFailed(str(error), error.details) from None
+        if absent:
+            raise Missing(f"the pod's network namespace lacks {', '.join(absent)}", "restart the pod")
+    _log(invocation, conf, "info", outcome=OK)
+    return ""
+
+
+def collect_garbage(invocation: Invocation, conf: NetConf) -> str:
+    """Forgets the attachments of this network that the runtime does not list as valid, and clears their pods.
+
+    Each for itself: what cannot be read or removed does not keep the others.
+    """
+    if conf.valid_attachments is None:
+        # libcni gives no list to a runtime that gave it none; that is not the word that no pod is left.
+        _log(invocation, conf, "warning", outcome=OK, troubles=["no cni.dev/valid-attachments: nothing is removed"])
+        return ""
+    valid = {(item.container, item.interface) for item in conf.valid_attachments}
+    troubles: list[str] = []
+    removed: list[str] = []
+    try:
+        keys = {key for name in attachment.files(conf.run_dir) if (key := attachment.owner(name))}
+    except OSError as error:
+        keys = set()
+        troubles.append(f"{attachment.directory(conf.run_dir)}: {error.strerror}")
+    for network, container, interface in sorted(keys):
+        if network != conf.name or (container, interface) in valid:
+            continue
+        known: Attachment | None = None
+        try:
+            known = attachment.read(conf.run_dir, network, container, interface)
+        except attachment.NewerRecord as error:
+            troubles.append(str(error))
+            continue
+        except (OSError, ValueError) as error:
+            troubles.append(str(error))
+        left = [] if known is None else _clear(conf, (network, container, interface), known, known.netns)
+        if left:
+            troubles += left  # the record stays for the next GC
+            continue
+        name = attachment.file_name(network, container, interface)
+        try:
+            attachment.remove(conf.run_dir, network, container, interface)
+            removed.append(name)
+        except OSError as error:
+            troubles.append(f"{name}: {error.strerror}")
+    _log(invocation, conf, "warning" if troubles else "info", outcome=OK, removed=removed, troubles=troubles)
+    return ""
+
+
+def status(invocation: Invocation, conf: NetConf) -> str:
+    """Raises Unavailable (code 50) when no ADD could work here; says nothing about the helper.
+
+    If it did, every upgrade of the helper would turn the nodes NotReady.
+    """
+    from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
+
+    try:
+        attachment.check_room(conf.run_dir)
+    except OSError as error:
+        raise Unavailable(f"runDir {conf.run_dir} cannot hold attachment records: {error}") from None
+    try:
+        socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0).close()
+    except OSError as error:
+        raise Unavailable(f"no netlink socket: {error}", "the plugin configures pods over netlink") from None
+    _log(invocation, conf, "debug", outcome=OK)  # runtimes ask for it all the time
+    return ""
+
+
+def _record(invocation: Invocation, conf: NetConf, result: dict[str, object], inode: int) -> Attachment:
+    return Attachment(
+        network=conf.name,
+        container=invocation.container_id,
+        interface=invocation.ifname,
+        netns=invocation.netns,
+        inode=inode,
+        namespace=invocation.args.get("K8S_POD_NAMESPACE", ""),
+        name=invocation.args.get("K8S_POD_NAME", ""),
+        uid=invocation.args.get("K8S_POD_UID", ""),
+        ips=config.addresses(result),
+    )
+
+
+def _inode(invocation: Invocation) -> int:
+    """Of the pod's network namespace; raises EnvironmentInvalid where CNI_NETNS leads to none."""
+    try:
+        return netns.of_pod(invocation.netns)[1]
+    except netns.NoPodNetns as error:
+        raise EnvironmentInvalid(f"CNI_NETNS {error}") from None
+
+
+def _standalone(conf: NetConf) -> PodTunnels | None:
+    if not conf.tunnels and config.VIPS_ANNOTATION not in conf.pod_annotations:
+        return None
+    from cni_plugin.standalone import tunnels_of
+
+    return tunnels_of(conf)
+
+
+def _ask(invocation: Invocation, conf: NetConf, record: Attachment) -> tuple[PodTunnels, str]:
+    """The tunnels by the helper's word, and who decided; raises TryLater when the pod must not start without."""
+    if not invocation.pod:
+        # Only Kubernetes' pods can be behind a Service.
+        return NOTHING, "no Kubernetes pod"
+    from cni_plugin import helper_client
+
+    exempt = record.namespace in conf.exempt_namespaces
+    request = {
+        "op": "tunnels",
+        "namespace": record.namespace,
+        "name": record.name,
+        "uid": record.uid,
+        "container": record.container,
+        "interface": record.interface,
+        "network": record.network,
+        "netns": record.netns,
+        "ips": list(record.ips),
+    }
+    wait = min(conf.helper_wait, EXEMPT_WAIT) if exempt else conf.helper_wait
+    answer = helper_client.ask(conf.helper_socket, request, wait)
+    if answer.kind != helper_client.UNKNOWN:
+        return answer.pod, "helper"
+    if not exempt and _must_wait(conf, record.namespace):
+        raise TryLater(
+            f"pod {invocation.pod} waits for its tunnels: {answer.trouble}",
+            f"waited {wait:g} s; whenHelperIsAway is {conf.when_helper_is_away}: see to service-tunnel-helper on this "
+            "node, or list the namespace in exemptNamespaces of the chain entry",
+        )
+    _log(invocation, conf, "warning", source="helper away", trouble=answer.trouble, exempt=exempt)
+    return NOTHING, "helper away"
+
+
+def _must_wait(conf: NetConf, namespace: str) -> bool:
+    """Whether a pod of `namespace` is to be kept from starting while the helper is away."""
+    if conf.when_helper_is_away != config.RETRY_IF_TUNNELLED:
+        return conf.when_helper_is_away == config.RETRY
+    try:
+        # The helper keeps this list, one namespace in a line, for the time in which it cannot be asked.
+        listed = trust.read_file(f"{conf.state_dir}/tunnelled-namespaces", NAMESPACES_LIMIT)
+    except (FileNotFoundError, NotADirectoryError):
+        return False  # a node that never had a helper knows of no tunnels
+    except OSError:
+        return True  # it had one, and who knows: a pod that waits does less harm than one that lacks its tunnels
+    return namespace.encode() in listed.split()
+
+
+def _earlier(invocation: Invocation, conf: NetConf, inode: int) -> PodTunnels:
+    """What may be in the pod already, by the record of an ADD that was interrupted or is repeated."""
+    try:
+        known = attachment.read(conf.run_dir, conf.name, invocation.container_id, invocation.ifname)
+    except (OSError, attachment.NewerRecord) as error:
+        raise IoFailure(f"the attachment record below runDir {conf.run_dir} cannot be read: {error}") from None
+    except ValueError:
+        return NOTHING  # rubbish, which the new record replaces
+    return known.tunnels if known is not None and known.inode == inode else NOTHING
+
+
+def _both(one: PodTunnels, two: PodTunnels) -> PodTunnels:
+    return two.replace(tunnels=tuple(dict.fromkeys(one.tunnels + two.tunnels)))
+
+
+def _announce(conf: NetConf, record: Attachment, tunnels: PodTunnels) -> Attachment:
+    """Puts into the record what the pod is about to get: who comes after us, should we be killed, knows of it."""
+    if tunnels == record.tunnels:
+        return record
+    announced = record.replace(tunnels=tunnels)
+    attachment.write(conf.run_dir, announced)
+    return announced
+
+
+def _not_recorded(conf: NetConf, error: OSError) -> IoFailure:
+    return IoFailure(f"no attachment record below runDir {conf.run_dir}: {error.strerror or error}")
+
+
+def _configure(invocation: Invocation, wanted: PodTunnels, had: PodTunnels) -> list[str]:
+    from cni_plugin import pod
+
+    try:
+        return pod.configure(invocation.netns, invocation.ifname, wanted, had)
+    except pod.PodError as error:
+        raise PodSideFailed(str(error), error.details) from None
+
+
+def _undo(invocation: Invocation, conf: NetConf, record: Attachment) -> None:
+    """After a failed ADD: what is raised then matters more than what cannot be undone, so nothing is raised here.
+
+    A pod that could not be cleared keeps its record, by which DEL and GC know of it.
+    """
+    key = (record.network, record.container, record.interface)
+    troubles = _clear(conf, key, record, record.netns)
+    if not troubles:
+        try:
+            attachment.remove(conf.run_dir, *key)
+        except OSError as error:
+            troubles.append(f"the attachment record stays: {error.strerror}")
+    if troubles:
+        _log(invocation, conf, "warning", troubles=troubles)
+
+
+def _clear(conf: NetConf, key: tuple[str, str, str], known: Attachment | None, path: str) -> list[str]:
+    if known is not None and not known.tunnels.tunnels:
+        return []
+    from cni_plugin import leftovers
+
+    return leftovers.clear(conf.run_dir, key, known, path)
+
+
+def _log(invocation: Invocation, conf: NetConf, level: str, **fields: object) -> None:
+    logfile.append(
+        conf.log_file,
+        conf.log_level,
+        level,
+        command=invocation.command,
+        network=conf.name,
+        container=invocation.container_id,
+        interface=invocation.ifname,
+        pod=invocation.pod,
+        **fields,
+    )
+
+
+def log_error(invocation: Invocation, conf: NetConf, error: CniError) -> None:
+    """The line for a verb that failed."""
+    _log(invocation, conf, "error", outcome=ERROR, code=error.code, msg=error.msg, details=error.details)

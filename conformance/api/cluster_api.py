@@ -1,0 +1,55 @@
+"""The testbed's objects in a real API server, for helpers that follow it.
+
+Nothing runs here but the API server: the testbed plays kubelet and endpoint slice controller as with a folder, so
+pods have no containers that anyone would start, and their UIDs are the API server's.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+
+from conformance.api.control_plane import ControlPlane
+from tests.testbed.manifests import ClusterObjects, Key, Object
+
+_OF_THE_SERVER = ("uid", "creationTimestamp", "deletionTimestamp")
+"""Metadata that a folder says itself."""
+
+
+class ClusterApi(ClusterObjects):
+    """Objects that are applied as kubectl does it, on the server's side."""
+
+    def __init__(self, control: ControlPlane) -> None:
+        super().__init__()
+        self._control = control
+
+    @property
+    def options(self) -> Sequence[str]:
+        ranges = ("198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
+        return ("--kubeconfig", str(self._control.kubeconfig("both")), *(f"--vip-range={cidr}" for cidr in ranges))
+
+    def _publish(self, key: Key, thing: Object) -> None:
+        wanted = copy.deepcopy(thing)
+        for name in _OF_THE_SERVER:
+            wanted["metadata"].pop(name, None)
+        for endpoint in wanted.get("endpoints", ()):
+            endpoint["targetRef"].pop("uid", None)
+        if wanted["kind"] == "Pod":
+            wanted["spec"]["containers"] = [{**c, "image": "none"} for c in wanted["spec"]["containers"]]
+        status = wanted.pop("status", None)
+        if wanted["kind"] == "Node":
+            wanted["spec"].pop("podCIDR")  # one of the list, which the server wants to be the first itself
+        self._control.apply(wanted)
+        if status is not None:
+            # No server-side apply: a Node with two addresses of a type, as dual stack has, is too much for that.
+            patch = ("--subresource=status", "--type=merge", f"--patch={json.dumps({'status': status})}")
+            self._control.kubectl("patch", *patch, *_named(key))
+
+    def _retract(self, key: Key) -> None:
+        self._control.kubectl("delete", *_named(key), "--force", "--grace-period=0")
+
+
+def _named(key: Key) -> tuple[str, ...]:
+    kind, namespace, name = key
+    return (kind, name, *((f"--namespace={namespace}",) if namespace else ()))

@@ -1,0 +1,214 @@
+"""Bucket tables in Services, written by several ingress helpers at once, and by users and tools in between."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni_plugin.netns import entered
+from conformance.api.control_plane import ControlPlane
+from conformance.api.test_source import WEB, endpoint_slice, service
+from node_helper.api import Api
+from node_helper.api_writer import AnnotationBucketStore, ApiWriter
+from node_helper.bucket_store import FolderBucketStore
+from node_helper.buckets import BucketTable, decode
+from node_helper.services import TUNNEL_BUCKETS, tunnel_services
+from node_helper.settings import INGRESS
+from node_helper.sources.kubernetes import KubernetesSource
+from node_helper.tables import TableKeeper
+from node_helper.vips import VipRules
+
+ANNOTATED = {"cmd.nu/tunnel": "198.51.100.1"}
+SIZE = 256
+PATIENCE = 30.0
+
+
+class Keeper:
+    """What an ingress helper does about tables, in a thread: it looks whenever its source has news."""
+
+    def __init__(self, control: ControlPlane, state: Path) -> None:
+        with entered(control.host.netns()):
+            api = Api.connect(control.kubeconfig("ingress"))
+            self.source = KubernetesSource(api, [INGRESS], "n1")
+            self.writer = ApiWriter()
+        self._tables = TableKeeper(AnnotationBucketStore(api, self.source, self.writer), FolderBucketStore(state), SIZE)
+        self.table: BucketTable | None = None
+        self.problems: set[str] = set()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        again = 0.0
+        while not self._end.wait(0.01):
+            if not self.source.drain() and time.monotonic() < again:
+                continue
+            snapshot = self.source.read()
+            if snapshot is None:
+                continue
+            found = self._tables.look(tunnel_services(snapshot, VipRules(), "vxlan-gpe").services, snapshot)
+            self.table = found.tables.get(WEB)
+            self.problems |= {problem.reason for problem in found.problems}
+            again = time.monotonic() + (found.again_in or 0.5)
+
+    def close(self) -> None:
+        self._end.set()
+        self._thread.join()
+        self.source.close()
+        self.writer.close()
+
+
+class Cluster:
+    """Three keepers before one Service."""
+
+    def __init__(self, control: ControlPlane, keepers: list[Keeper]) -> None:
+        self.control = control
+        self.keepers = keepers
+
+    def writes(self) -> int:
+        return sum(keeper.writer.written for keeper in self.keepers)
+
+    def stored(self) -> BucketTable | None:
+        found = self.control.get("service", "web")
+        text = found["metadata"].get("annotations", {}).get(TUNNEL_BUCKETS)
+        return None if text is None else decode(text, found["metadata"]["uid"])
+
+    def stored_text(self) -> str | None:
+        found: str | None = self.control.get("service", "web")["metadata"].get("annotations", {}).get(TUNNEL_BUCKETS)
+        return found
+
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            tables = [keeper.table for keeper in self.keepers]
+            assert time.monotonic() < deadline, f"{what}: not so after {PATIENCE} s: {tables}"
+            time.sleep(0.02)
+
+    def wait_converged(self, *endpoints: str) -> BucketTable:
+        """All have the stored table, and it has just these endpoints."""
+
+        def converged() -> bool:
+            tables = [keeper.table for keeper in self.keepers]
+            first = tables[0]
+            return first is not None and set(first.endpoints) == set(endpoints) and all(t == first for t in tables)
+
+        self.wait(converged, f"tables with {', '.join(endpoints)}")
+        table = self.keepers[0].table
+        assert table is not None and table == self.stored()
+        return table
+
+
+@contextmanager
+def keepers(control: ControlPlane, folder: Path, count: int = 3) -> Iterator[Cluster]:
+    with ExitStack() as stack:
+        made = []
+        for number in range(count):
+            (folder / str(number)).mkdir(exist_ok=True)
+            made.append(Keeper(control, folder / str(number)))
+            stack.callback(made[-1].close)
+        yield Cluster(control, made)
+
+
+@pytest.fixture
+def cluster(control: ControlPlane, tmp_path: Path) -> Iterator[Cluster]:
+    control.apply(service(**ANNOTATED), endpoint_slice("web-1", "10.244.0.5", "10.244.0.6"))
+    with keepers(control, tmp_path) as made:
+        made.wait_converged("10.244.0.5", "10.244.0.6")
+        yield made
+
+
+def owners(table: BucketTable) -> list[str | None]:
+    return [table.owner(bucket) for bucket in range(table.size)]
+
+
+def test_helpers_that_race_agree_after_few_writes(cluster: Cluster) -> None:
+    """At most two writes for a change, whatever the number of helpers; no bucket moves that need not."""
+    for number in range(7, 12):
+        before, writes = cluster.stored(), cluster.writes()
+        addresses = [f"10.244.0.{last}" for last in range(5, number + 1)]
+        cluster.control.apply(endpoint_slice("web-1", *addresses))
+        after = cluster.wait_converged(*addresses)
+        assert before is not None
+        assert cluster.writes() - writes <= 2
+        moved = [now for was, now in zip(owners(before), owners(after), strict=True) if was != now]
+        assert set(moved) == {addresses[-1]}
+        assert len(moved) <= SIZE // len(addresses) + 1
+
+
+def test_a_fresh_helper_with_an_empty_state_folder_reads_the_same_table(cluster: Cluster, tmp_path: Path) -> None:
+    before, writes = cluster.stored(), cluster.writes()
+    (tmp_path / "fresh").mkdir()
+    fresh = Keeper(cluster.control, tmp_path / "fresh")
+    try:
+        cluster.wait(lambda: fresh.table == before, "the fresh helper's table")
+        assert fresh.writer.written == 0
+    finally:
+        fresh.close()
+    assert cluster.writes() == writes
+
+
+@pytest.mark.parametrize("text", [None, "", "rubbish", "{}"], ids=["deleted", "empty", "rubbish", "no table"])
+def test_a_table_that_someone_spoils_is_put_back(cluster: Cluster, text: str | None) -> None:
+    before = cluster.stored()
+    patch: dict[str, Any] = {"metadata": {"annotations": {TUNNEL_BUCKETS: text}}}
+    assert not cluster.control.patch_service_status("web", patch)
+    cluster.wait(lambda: cluster.stored_text() not in (None, text), "a table")
+    assert cluster.wait_converged("10.244.0.5", "10.244.0.6") == before
+
+
+def test_a_table_of_a_newer_helper_is_left_alone(cluster: Cluster) -> None:
+    before, newer = cluster.keepers[0].table, '{"v":99,"what":"ever"}'
+    patch = {"metadata": {"annotations": {TUNNEL_BUCKETS: newer}}}
+    assert not cluster.control.patch_service_status("web", patch)
+    cluster.wait(lambda: all("NewerBucketTable" in k.problems for k in cluster.keepers), "the problem")
+    cluster.control.apply(endpoint_slice("web-2", "10.244.0.9"))
+    time.sleep(1.0)
+    assert cluster.stored_text() == newer
+    assert before is not None and all(k.table is not None for k in cluster.keepers)
+
+
+def test_applying_the_users_own_yaml_again_changes_no_table(cluster: Cluster) -> None:
+    """Client-side apply, server-side apply and `replace`; only the last takes the annotation off, and it comes back."""
+    before = cluster.stored()
+    cluster.control.kubectl("apply", "-f", "-", objects=[service(**ANNOTATED)])
+    cluster.control.apply(service(**ANNOTATED))
+    assert cluster.stored() == before
+    cluster.control.kubectl("replace", "-f", "-", objects=[service(**ANNOTATED)])
+    cluster.wait(lambda: cluster.stored_text() is not None, "a table")
+    assert cluster.wait_converged("10.244.0.5", "10.244.0.6") == before
+
+
+def test_a_table_copied_with_the_yaml_of_another_service_is_not_believed(cluster: Cluster) -> None:
+    found = cluster.control.get("service", "web")
+    text = found["metadata"]["annotations"][TUNNEL_BUCKETS]
+    cluster.control.apply(service("copy", **{"cmd.nu/tunnel": "198.51.100.2", TUNNEL_BUCKETS: text}))
+    slices = endpoint_slice("copy-1", "10.244.0.50")
+    slices["metadata"]["labels"]["kubernetes.io/service-name"] = "copy"
+    cluster.control.apply(slices)
+
+    def own() -> bool:
+        made = cluster.control.get("service", "copy")
+        table = made["metadata"]["annotations"][TUNNEL_BUCKETS]
+        return bool(table != text and decode(table, made["metadata"]["uid"]).endpoints == ("10.244.0.50",))
+
+    cluster.wait(own, "the copy's own table")
+
+
+def test_endpoints_change_while_the_api_server_is_away(cluster: Cluster, tmp_path: Path) -> None:
+    """A helper that is started meanwhile has its state folder; afterwards all agree again."""
+    before = cluster.stored()
+    cluster.control.stop("kube-apiserver", kill=True)
+    cluster.wait(lambda: all(k.source.trouble() for k in cluster.keepers), "the trouble")
+    assert all(keeper.table == before for keeper in cluster.keepers)
+    cluster.control.start_api()
+    cluster.control.apply(endpoint_slice("web-1", "10.244.0.6", "10.244.0.7"))
+    after = cluster.wait_converged("10.244.0.6", "10.244.0.7")
+    assert before is not None
+    stayed = [(was, now) for was, now in zip(owners(before), owners(after), strict=True) if was == "10.244.0.6"]
+    assert all(was == now for was, now in stayed)

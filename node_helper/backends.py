@@ -1,0 +1,119 @@
+"""Where the objects come from and the bucket tables go to: a folder of manifests, or a Kubernetes API server.
+
+A backend is a source of snapshots for the event loop together with the store that fits it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+
+from node_helper.bucket_store import BucketStore, FolderBucketStore
+from node_helper.model import Problem, Snapshot
+from node_helper.settings import INGRESS, Settings
+from node_helper.sources.manifests import ManifestFolder
+
+
+class BackendError(Exception):
+    """The objects cannot be had from there at all; the text says why."""
+
+
+class Backend(ABC):
+    """For an event loop: wait for `fileno()`, `drain()`, and where that is true `read()`."""
+
+    name: str
+    """For logs."""
+    store: BucketStore
+    tables_folder: Path | None = None
+    """The folder whose changes are changes of tables."""
+
+    @abstractmethod
+    def fileno(self) -> int: ...
+
+    @abstractmethod
+    def drain(self) -> bool: ...
+
+    @abstractmethod
+    def read(self) -> Snapshot | None:
+        """Everything known at this moment; None before everything has been read once."""
+
+    def trouble(self) -> str:
+        """Why `read` has nothing yet, as far as that is known."""
+        return ""
+
+    @abstractmethod
+    def tell(self, problems: Iterable[Problem], snapshot: Snapshot) -> None:
+        """Brings new problems to the owners of the objects, where there is a way to."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+def backend(settings: Settings) -> Backend:
+    """The backend that the settings name. Raises BackendError where it cannot even be looked for."""
+    return _Kubernetes(settings) if settings.manifests is None else _Manifests(settings.manifests)
+
+
+class _Manifests(Backend):
+    def __init__(self, folder: Path) -> None:
+        self.name = str(folder)
+        self._folder = ManifestFolder(folder)
+        self.store = FolderBucketStore(folder)
+        self.tables_folder = self.store.directory
+
+    def fileno(self) -> int:
+        return self._folder.fileno()
+
+    def drain(self) -> bool:
+        return self._folder.drain()
+
+    def read(self) -> Snapshot:
+        return self._folder.read()
+
+    def tell(self, problems: Iterable[Problem], snapshot: Snapshot) -> None:
+        """Logs, metrics and `status` have them; files have no owner to tell."""
+
+    def close(self) -> None:
+        self._folder.close()
+
+
+class _Kubernetes(Backend):
+    def __init__(self, settings: Settings) -> None:
+        # Half a second and forty megabytes, which a folder of manifests does without.
+        from node_helper.api import Api, ApiError
+        from node_helper.api_writer import AnnotationBucketStore, ApiWriter, EventTeller
+        from node_helper.sources.kubernetes import KubernetesSource
+
+        try:
+            api = Api.connect(settings.kubeconfig)
+        except ApiError as error:
+            raise BackendError(str(error)) from error
+        self.name = api.server
+        self._source = KubernetesSource(api, settings.roles, settings.node)
+        self._writer = ApiWriter()
+        self.store = AnnotationBucketStore(api, self._source, self._writer)
+        # Of all helpers that see a problem those of ingress nodes may write Events.
+        self._events = EventTeller(api, self._writer, settings.node) if INGRESS in settings.roles else None
+
+    def fileno(self) -> int:
+        return self._source.fileno()
+
+    def drain(self) -> bool:
+        return self._source.drain()
+
+    def read(self) -> Snapshot | None:
+        return self._source.read()
+
+    def trouble(self) -> str:
+        return self._source.trouble()
+
+    def tell(self, problems: Iterable[Problem], snapshot: Snapshot) -> None:
+        for problem in problems:
+            service = snapshot.services.get(problem.key) if problem.kind == "Service" else None
+            if service is not None and self._events is not None:
+                self._events.tell(problem, service)
+
+    def close(self) -> None:
+        self._source.close()
+        self._writer.close()

@@ -1,0 +1,289 @@
+"""The helper's cycle: something changed -> snapshot -> plan -> apply; and again, for what was missed.
+
+One thread runs the event loop and answers asks from what the last cycle found; one more, and only that
+one, talks to the kernel. Ending the daemon changes nothing in the kernel: traffic goes on, and the next
+helper takes over what it finds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import structlog
+from inotify_simple import INotify, flags
+
+from cni_plugin import attachment
+from cni_plugin.helper_client import NONE, TUNNELS, UNKNOWN
+from cni_plugin.tunnel import to_plain
+from node_helper import questions
+from node_helper.asks import AskServer
+from node_helper.backends import Backend, backend
+from node_helper.metrics import Metrics
+from node_helper.model import Problem
+from node_helper.plan.attachments import FIRST_INTERFACE, bears_tunnels, find_pod, pod_tunnels
+from node_helper.private_folder import make_private
+from node_helper.reconcile import Reconciler, Round
+from node_helper.settings import NODE, Settings, draining_mark
+from node_helper.status import status
+from node_helper.tracing import trace
+
+_SETTLE = 0.005
+"""Seconds to wait after a change for the next: an editor or kubectl writes several files."""
+_PAUSE = 0.03
+"""Seconds from one cycle's end to the next one's begin, at least: a flood of changes is taken in gulps."""
+_FULL_PAUSE = 1.0
+"""Seconds from one full comparison to the next that a notice of the kernel asks for: another tool may not give up."""
+_RETRY = 2.0
+"""Seconds after a cycle that failed."""
+_log = structlog.get_logger()
+
+
+class Daemon:
+    """Owns the event loop's side: triggers, asks, timers, the end."""
+
+    def __init__(self, settings: Settings, source: Backend | None = None) -> None:
+        """`source`: instead of the backend that the settings name."""
+        self._settings = settings
+        self._metrics = Metrics()
+        self._backend = source or backend(settings)
+        self._reconciler: Reconciler | None = None
+        self._round: Round | None = None
+        self._told: frozenset[Problem] = frozenset()
+        self._kernel = ThreadPoolExecutor(1, "kernel")
+        self._trouble = ""
+        """The last failure, so that one that lasts is told once."""
+        self._wake = asyncio.Event()
+        self._full = True
+        self._last_end = self._last_full = self._next_full = 0.0
+        """Times of the loop."""
+        self._stop = asyncio.Event()
+        self._started = time.time()
+
+    async def run(self) -> None:
+        """Until SIGTERM or SIGINT. Raises SocketTaken, OSError at the start only."""
+        settings = self._settings
+        loop = asyncio.get_running_loop()
+        for folder in (settings.run_dir, settings.state_dir):
+            make_private(folder)
+        make_private(Path(attachment.directory(str(settings.run_dir))), ours_alone=True)
+        server = AskServer(
+            settings.socket,
+            {"tunnels": self._tunnels, "status": self._status, "trace": self._trace, "drain": self._drain},
+        )
+        await server.start()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._everything)
+        if settings.metrics:
+            self._metrics.serve(*settings.metrics)
+        store = self._backend.store
+        self._reconciler = await loop.run_in_executor(self._kernel, Reconciler, settings, store, self._metrics)
+        watches = self._watch(loop)
+        _log.info("started", node=settings.node, roles=sorted(settings.roles), source=self._backend.name)
+        try:
+            await self._cycle()
+        finally:
+            for watch in watches:
+                watch()
+            await server.stop()
+            self._kernel.shutdown()
+            self._reconciler.close()
+            self._backend.close()
+            _log.info("stopped; the kernel's state stays, traffic goes on")
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> list[Callable[[], None]]:
+        """Everything whose change wakes the cycle; returns what ends the watching."""
+        backend = self._backend
+
+        def edited() -> None:
+            backend.drain()
+            self._wake.set()
+
+        loop.add_reader(backend.fileno(), edited)
+        changes = INotify(nonblocking=True)
+        watched = flags.CREATE | flags.MOVED_TO | flags.DELETE
+        changes.add_watch(attachment.directory(str(self._settings.run_dir)), watched)
+        if tables := backend.tables_folder:
+            with contextlib.suppress(OSError):  # A folder that cannot be written has no tables to follow.
+                tables.mkdir(parents=True, exist_ok=True)
+                changes.add_watch(tables, watched)
+
+        def changed() -> None:
+            # Names that begin with a dot are not finished.
+            if any(not event.name.startswith(".") for event in changes.read(timeout=0)):
+                self._wake.set()
+
+        loop.add_reader(changes.fileno(), changed)
+        assert self._reconciler is not None
+        news = self._reconciler.news
+
+        def told() -> None:
+            anything, tampered = news.drain()
+            if tampered:
+                self._next_full = min(self._next_full, max(loop.time(), self._last_full + _FULL_PAUSE))
+            if anything:
+                self._wake.set()
+
+        loop.add_reader(news.fileno(), told)
+        return [
+            lambda: loop.remove_reader(news.fileno()),
+            lambda: loop.remove_reader(backend.fileno()),
+            lambda: loop.remove_reader(changes.fileno()),
+            changes.close,
+        ]
+
+    def _everything(self) -> None:
+        self._full = True
+        self._wake.set()
+
+    async def _cycle(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._stop.is_set():
+            self._wake.clear()
+            if loop.time() >= self._next_full:
+                self._full = True
+            full, self._full = self._full, False
+            if full:
+                self._last_full = loop.time()
+                # Jitter keeps the nodes of a cluster from comparing all at the same moment.
+                pause = self._settings.resync * random.uniform(0.8, 1.2)  # noqa: S311 - not a secret
+                self._next_full = self._last_full + pause
+            wait = await self._once(full)
+            self._last_end = loop.time()
+            until = max(0.0, self._next_full - loop.time())
+            await self._sleep(until if wait is None else min(wait, until))
+
+    async def _once(self, full: bool) -> float | None:
+        """One cycle; returns the seconds after which the next is due in any case."""
+        loop = asyncio.get_running_loop()
+        assert self._reconciler is not None
+        started = loop.time()
+        try:
+            snapshot = self._backend.read()
+            if snapshot is None:
+                self._full = full
+                self._waiting_for(self._backend.trouble())
+                return None  # What the backend has read first wakes the cycle.
+            result = await loop.run_in_executor(self._kernel, self._reconciler.reconcile, snapshot, full)
+        except OSError as error:
+            # What the kernel refused of single objects is in the round's problems; this is the ground itself.
+            self._metrics.sync_failures.inc()
+            if str(error) != self._trouble:
+                _log.error("the node could not be brought to the wanted state; trying again", error=str(error))
+            self._trouble = str(error)
+            self._full = True
+            return _RETRY
+        self._trouble = ""
+        self._round = result
+        self._metrics.syncs.labels("full" if full else "change").inc()
+        self._metrics.sync_seconds.observe(loop.time() - started)
+        self._tell(result)
+        return result.again_in
+
+    def _waiting_for(self, trouble: str) -> None:
+        if trouble and trouble != self._trouble:
+            _log.warning("waiting for the first look at all objects", source=self._backend.name, error=trouble)
+        self._trouble = trouble
+
+    async def _sleep(self, seconds: float) -> None:
+        stop, wake = asyncio.create_task(self._stop.wait()), asyncio.create_task(self._wake.wait())
+        await asyncio.wait({stop, wake}, timeout=max(seconds, 0), return_when=asyncio.FIRST_COMPLETED)
+        if wake.done() and not self._stop.is_set():
+            now = asyncio.get_running_loop().time()
+            await asyncio.wait({stop}, timeout=max(_SETTLE, self._last_end + _PAUSE - now))
+        for task in (stop, wake):
+            task.cancel()
+
+    def _tell(self, result: Round) -> None:
+        """Logs what is new; what stands is in `status` and the metrics."""
+        problems = frozenset(result.problems)
+        for problem in sorted(problems - self._told):
+            _log.warning(problem.message, reason=problem.reason, kind=problem.kind, object=str(problem.key))
+        for problem in sorted(self._told - problems):
+            _log.info("no longer so: " + problem.message, reason=problem.reason)
+        self._backend.tell(sorted(problems - self._told), result.snapshot)
+        self._told = problems
+        for name, operations in sorted(result.pods_changed.items()):
+            _log.info("pod configured", pod=name, operations=operations)
+        if result.route_changes or result.served_changed:
+            _log.info("router changed", routes=result.route_changes, vips=len(result.host.served))
+        metrics = self._metrics
+        metrics.services.set(len(result.services))
+        metrics.vips.set(len(result.host.served))
+        metrics.attachments.set(result.attachments)
+        metrics.route_changes.inc(result.route_changes)
+        metrics.table_writes.inc(result.table_writes)
+        metrics.problems.clear()
+        for problem in problems:
+            metrics.problems.labels(problem.reason).inc()
+
+    # --- the socket's questions ---------------------------------------------------------------------------
+
+    async def _tunnels(self, question: dict[str, Any]) -> dict[str, Any]:
+        """A new pod's tunnels; the host is ready for its replies before it gets the answer."""
+        result = self._round
+        if result is None or NODE not in self._settings.roles:
+            self._metrics.asks.labels(UNKNOWN).inc()
+            return {"answer": UNKNOWN}
+        asked = questions.new_pod(question)
+        if not self._bears_tunnels(asked):
+            self._metrics.asks.labels(NONE).inc()
+            return {"answer": NONE}
+        namespace, name = asked.namespace, asked.name
+        found = find_pod(result.snapshot, namespace, name)
+        if found is None:
+            # The runtime may be ahead of the cycle: look at the source once more.
+            found = find_pod(self._backend.read() or result.snapshot, namespace, name)
+        if found is None:
+            # In a namespace with tunnels it pays to wait for the pod to appear; elsewhere it would only delay.
+            tunnelled = any(service.key.namespace == namespace for service in result.services)
+            answer = UNKNOWN if tunnelled else NONE
+            self._metrics.asks.labels(answer).inc()
+            return {"answer": answer}
+        wanted = pod_tunnels(result.index, result.snapshot, found)
+        if not wanted.tunnels:
+            self._metrics.asks.labels(NONE).inc()
+            return {"answer": NONE}
+        assert self._reconciler is not None
+        expect = self._reconciler.expect_replies
+        await asyncio.get_running_loop().run_in_executor(self._kernel, expect, asked.addresses)
+        self._metrics.asks.labels(TUNNELS).inc()
+        return {"answer": TUNNELS, "pod": to_plain(wanted)}
+
+    def _bears_tunnels(self, asked: questions.NewPod) -> bool:
+        if asked.interface in ("", FIRST_INTERFACE):
+            return True  # as nearly always, and then no folder is read
+        names = [name.split(":") for name in attachment.files(str(self._settings.run_dir))]
+        return bears_tunnels(asked.container, asked.interface, {(name[1], name[2]) for name in names if len(name) == 3})
+
+    async def _status(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"status": status(self._settings, self._round, time.time() - self._started)}
+
+    async def _trace(self, question: dict[str, Any]) -> dict[str, Any]:
+        if self._round is None:
+            raise LookupError("the helper has not read all Services yet")
+        flow = questions.flow(question)
+        result, settings = self._round, self._settings
+        if not result.ingress:
+            raise LookupError(f"{settings.node} is no ingress node: ask the helper of one")
+        answer = trace(
+            flow, result.services, result.tables, result.facts, settings.node, settings.buckets, settings.seed
+        )
+        return {"trace": answer}
+
+    async def _drain(self, question: dict[str, Any]) -> dict[str, Any]:
+        mark = draining_mark(self._settings.state_dir)
+        if question.get("draining"):
+            mark.touch()
+        else:
+            mark.unlink(missing_ok=True)
+        self._wake.set()
+        return {"draining": mark.exists()}

@@ -1,0 +1,206 @@
+"""What is ours in the host's own namespace: VIP routes, the sets and chains for them, labels, loose devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+
+from cni_plugin.netlink import Message, NetlinkError, Socket, rtnl
+from cni_plugin.pod.state import read_sysctl, write_sysctl
+from cni_plugin.tunnel import POD_LABEL
+from node_helper.kernel import ipsets, xtables
+from node_helper.kernel.router import HOST_DEVICE, HOST_LINK, LINK_PREFIX, ROUTER_LINK
+from node_helper.kernel.sysctl import BorrowedSysctls, loosen, loosened
+from node_helper.plan.state import ANNOUNCED, FORWARDED, HostFacts, HostWanted
+
+_OURS = (ANNOUNCED, FORWARDED)
+_PLATFORM_LABELS = 100_000
+
+
+class Host:
+    """Reads and changes the host's namespace: that of the thread which made this object."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.route = Socket()
+        self._sysctls = BorrowedSysctls(run_dir)
+        self._vips: frozenset[str] | None = None
+        """Members of our sets, as far as known: what a change is compared with between full comparisons."""
+        self._guarded: frozenset[str] | None = None
+        """Members of the set of loosened devices, likewise."""
+        self._routes: dict[str, list[rtnl.Route]] | None = None
+        """VIP routes, likewise."""
+        self._link: int | None = None
+        """Index of our end of the link to the router, likewise."""
+
+    def close(self) -> None:
+        self.route.close()
+
+    def forget(self) -> None:
+        """The link to the router is another one: what was known of it and of routes over it holds no more."""
+        self._link = self._routes = None
+
+    # --- in steps, so that a VIP's route comes last and goes first -----------------------------------------
+
+    def prepare(self, wanted: HostWanted, facts: HostFacts, full: bool) -> None:
+        """Everything but VIP routes that has to be there before packets flow.
+
+        With `full` sets and chains are compared with the kernel, else with what was last known of them.
+        """
+        full = full or self._vips is None
+        if full or not wanted.vips <= (self._vips or frozenset()):
+            ipsets.add(wanted.vips)
+            self._vips = (self._vips or frozenset()) | wanted.vips
+        if full:
+            xtables.ensure_host_chains()
+            self._guarded = None
+        loosen(self._sysctls, wanted.loose, self._guard)
+        if full:
+            self._link = None
+        if wanted.router and self._link is None:
+            self._ensure_link(facts)
+        if wanted.labels:
+            self._ensure_mpls()
+        self._put_labels(wanted.labels, facts)
+
+    def serve(self, wanted: HostWanted, facts: HostFacts) -> list[NetlinkError]:
+        """Puts the VIP routes: from here on packets flow. Returns the refused ones."""
+        if self._link is None:
+            return []
+        present = self._vip_routes(full=False)
+        put: dict[str, rtnl.Route] = {}
+        for vip, (protocol, mtu) in wanted.served.items():
+            source = facts.address(6 if ":" in vip else 4)
+            if not _same(present.get(vip, []), protocol, mtu, self._link, source):
+                put[vip] = self._vip_route(vip, protocol, mtu, self._link, source)
+        refused = self.route.run_all([rtnl.put_route(route) for route in put.values()])
+        # After a refusal nobody knows; the next cycle reads.
+        self._routes = None if refused else present | {vip: [route] for vip, route in put.items()}
+        return [error for _, error in refused]
+
+    def withdraw(self, wanted: HostWanted, full: bool = True) -> None:
+        """Takes VIP routes away that are not wanted; before anything else of these VIPs goes.
+
+        With `full` the routes are read from the kernel, else they are what we know of them.
+        """
+        present = self._vip_routes(full)
+        gone = [vip for vip in present if vip not in wanted.served]
+        self.route.run_all([rtnl.delete_route(route) for vip in gone for route in present[vip]])
+        self._routes = {vip: routes for vip, routes in present.items() if vip in wanted.served}
+
+    def tidy(self, wanted: HostWanted, full: bool) -> None:
+        """Removes labels and set entries that nothing needs any more."""
+        if full or self._vips != wanted.vips:
+            ipsets.keep_only(wanted.vips)
+            self._vips = wanted.vips
+        messages = [
+            rtnl.delete_label(label.label, label.protocol)
+            for label in self._labels()
+            if label.label not in wanted.labels
+        ]
+        self.route.run_all(messages)
+        if not wanted.labels:
+            for name in self._sysctls.borrowed():
+                if name.startswith("mpls/"):
+                    self._sysctls.give_back(name)
+
+    def remove(self) -> None:
+        """Takes away everything of ours in the host's namespace except the link to the router."""
+        nothing = HostWanted()
+        self.withdraw(nothing)
+        for name in self._sysctls.borrowed():  # before what guards the loosened devices goes
+            self._sysctls.give_back(name)
+        xtables.remove_host_chains()
+        self.tidy(nothing, full=True)
+        ipsets.remove()
+
+    def loosen_towards(self, address: str) -> None:
+        """Lets replies of a local pod in, before the pod begins: see `sysctl.loosen`."""
+        try:
+            found = rtnl.lookup_route(self.route, address)
+        except NetlinkError:
+            return
+        name = next((link.name for link in rtnl.dump_links(self.route) if link.index == found.link), None)
+        if name is not None:
+            loosen(self._sysctls, loosened(self._sysctls) | {name}, self._guard)
+
+    # --- parts --------------------------------------------------------------------------------------------
+
+    def _guard(self, devices: frozenset[str]) -> None:
+        """Has the chains check the sources that come by these devices, but for VIPs, as strictly as before."""
+        if devices != self._guarded:
+            ipsets.keep_devices(devices)
+            self._guarded = devices
+
+    def _device(self, name: str) -> rtnl.Link | None:
+        return next((link for link in rtnl.dump_links(self.route) if link.name == name), None)
+
+    def _ensure_link(self, facts: HostFacts) -> None:
+        link = self._device(HOST_DEVICE)
+        if link is None:
+            return
+        for name, value in (("accept_local", "1"), ("rp_filter", "2")):
+            if read_sysctl(f"ipv4/conf/{HOST_DEVICE}/{name}") != value:
+                write_sysctl(f"ipv4/conf/{HOST_DEVICE}/{name}", value)
+        present = {found.address for found in rtnl.dump_addresses(self.route) if found.link == link.index}
+        messages = [] if link.up else [rtnl.set_up(link.index, link.name)]
+        messages += [
+            rtnl.add_address(HOST_LINK[v], link.index, link.name, prefix=LINK_PREFIX[v], scope=rtnl.SCOPE_LINK)
+            for v in (4, 6)
+            if facts.address(v) and HOST_LINK[v] not in present
+        ]
+        self.route.run(*messages)
+        self._link = link.index
+
+    def _vip_routes(self, full: bool) -> dict[str, list[rtnl.Route]]:
+        if not full and self._routes is not None:
+            return self._routes
+        found: dict[str, list[rtnl.Route]] = {}
+        for version in (4, 6):
+            for route in rtnl.dump_routes(self.route, version, _OURS):
+                if route.table == rtnl.TABLE_MAIN:
+                    found.setdefault(route.destination.partition("/")[0], []).append(route)
+        return found
+
+    @staticmethod
+    def _vip_route(vip: str, protocol: int, mtu: int, link: int, source: str) -> rtnl.Route:
+        address = ip_address(vip)
+        return rtnl.route(
+            address.version,
+            f"{vip}/{address.max_prefixlen}",
+            protocol=protocol,
+            link=link,
+            gateway=ROUTER_LINK[address.version],
+            mtu=mtu,
+            source=source,
+        )
+
+    def _ensure_mpls(self) -> None:
+        """Labels of ours are accepted from the router only; the label space is raised where it is too small."""
+        if int(read_sysctl("mpls/platform_labels") or "0") < _PLATFORM_LABELS:
+            self._sysctls.borrow("mpls/platform_labels", str(_PLATFORM_LABELS))
+        self._sysctls.borrow(f"mpls/conf/{HOST_DEVICE}/input", "1")
+
+    def _labels(self) -> list[rtnl.Label]:
+        if read_sysctl("mpls/platform_labels") is None:
+            return []
+        return [label for label in rtnl.dump_labels(self.route) if label.protocol in _OURS]
+
+    def _put_labels(self, wanted: Mapping[int, str], facts: HostFacts) -> None:
+        present = {found.label: found for found in self._labels()}
+        messages: list[Message] = []
+        for label, endpoint in wanted.items():
+            path = facts.paths[endpoint]
+            put = rtnl.Label(label, ANNOUNCED, path.device_index, endpoint, POD_LABEL)
+            if present.get(label) != put:
+                messages.append(rtnl.put_label(put))
+        self.route.run(*messages)
+
+
+def _same(present: list[rtnl.Route], protocol: int, mtu: int, link: int, source: str) -> bool:
+    """Where a VIP has one route, only these can differ from what we put: destination and gateway go with the VIP."""
+    if len(present) != 1:
+        return False
+    route = present[0]
+    ours = protocol, mtu, link, source, ROUTER_LINK[route.version]
+    return (route.protocol, route.mtu, route.link, route.source, route.gateway) == ours

@@ -1,0 +1,209 @@
+"""What the kernel tells of changes that others made: to routes, links and addresses that this node's state rests on.
+
+Without it a change would wait for the next full comparison, and every cycle would have to ask the kernel for
+everything again. Our own requests are told too, to everybody; the kernel drops those for us by a socket filter, as
+FRR does it, since in bulk they would overrun any buffer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import select
+import socket
+import struct
+import sys
+from collections.abc import Iterable, Iterator
+from threading import Lock
+
+from inotify_simple import INotify, flags
+
+from cni_plugin.netlink import Socket, attributes, number, rtnl
+from node_helper.plan.state import ANNOUNCED, FIRST_TABLE, FORWARDED
+
+# RTNLGRP_… of linux/rtnetlink.h
+_LINK, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV4_RULE = 1, 5, 7, 8
+_IPV6_ADDRESS, _IPV6_ROUTE, _MPLS_ROUTE, _IPV6_RULE, _NEXTHOP = 9, 11, 27, 19, 32
+_HOST_GROUPS = (_LINK, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV4_RULE, _IPV6_ADDRESS, _IPV6_ROUTE, _IPV6_RULE, _MPLS_ROUTE)
+_ROUTER_GROUPS = (*_HOST_GROUPS[:-1], _NEXTHOP)
+_LINKS = (rtnl.NEW_LINK, rtnl.DEL_LINK)
+_ADDRESSES = (rtnl.NEW_ADDRESS, rtnl.DEL_ADDRESS)
+_ROUTES = (rtnl.NEW_ROUTE, rtnl.DEL_ROUTE)
+_RULES = (rtnl.NEW_RULE, rtnl.DEL_RULE)
+_NEXTHOPS = (rtnl.NEW_NEXTHOP, rtnl.DEL_NEXTHOP)
+_OURS = (ANNOUNCED, FORWARDED)
+_LAST_TABLE = FIRST_TABLE + 8192
+
+_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
+_SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
+_ROOM = 1 << 20
+"""Bytes. Where more comes at once, everything is looked at anew."""
+_RECEIVE_BYTES = 1 << 16
+_header = struct.Struct("=IHHII")
+
+Notice = tuple[int, bytes]
+"""Type of the message, and its body."""
+
+
+class Notices:
+    """A socket on which the kernel tells of changes in the namespace of the thread that makes it."""
+
+    def __init__(self, groups: Iterable[int], own_port: int) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+        self._socket.setblocking(False)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
+        except OSError:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ROOM)  # without CAP_NET_ADMIN
+        self._drop_from(own_port)
+        self._socket.bind((0, 0))
+        for group in groups:
+            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+
+    def _drop_from(self, port: int) -> None:
+        """A classic BPF program: nothing of messages whose nlmsg_pid is this port, all of the others."""
+        (big_endian,) = struct.unpack(">I", struct.pack("=I", port))
+        program = b"".join(
+            struct.pack("=HBBI", *instruction)
+            for instruction in ((0x20, 0, 0, 12), (0x15, 0, 1, big_endian), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+        )
+        buffer = ctypes.create_string_buffer(program)
+        self._socket.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
+        )
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def read(self) -> Iterator[Notice]:
+        """All that waits. Raises OSError (ENOBUFS) where some was lost."""
+        while True:
+            try:
+                answer = self._socket.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                return
+            start = 0
+            while start + 16 <= len(answer):
+                length, kind, *_ = _header.unpack_from(answer, start)
+                yield kind, answer[start + 16 : start + length]
+                start += (length + 3) & ~3
+
+
+class News:
+    """What was told since it was last asked: gathered by the event loop, taken by the thread that does the cycle."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._poll = select.epoll()
+        self._host: Notices | None = None
+        self._router: Notices | None = None
+        self._folder: INotify | None = None
+        self._up: set[int] = set()
+        self._doubts: list[Notice] | None = []
+
+    def fileno(self) -> int:
+        """Readable when there is something to drain."""
+        return self._poll.fileno()
+
+    def close(self) -> None:
+        with self._lock:
+            for source in (self._host, self._router, self._folder, self._poll):
+                if source is not None:
+                    source.close()
+
+    def follow_host(self, route: Socket) -> None:
+        """From now on, changes in the host; the thread is in its namespace, `route` is what we change it by."""
+        with self._lock:
+            self._host = Notices(_HOST_GROUPS, route.port)
+            self._poll.register(self._host.fileno(), select.EPOLLIN)
+
+    def follow_router(self, route: Socket, folder: str, links: Iterable[int]) -> None:
+        """From now on, changes in the router, which the thread has entered, and of the folder that names it."""
+        with self._lock:
+            if self._router is not None:
+                self._poll.unregister(self._router.fileno())
+                self._router.close()
+            self._up = set(links)
+            self._router = Notices(_ROUTER_GROUPS, route.port)
+            self._poll.register(self._router.fileno(), select.EPOLLIN)
+            if self._folder is None:
+                self._folder = INotify(nonblocking=True)
+                self._folder.add_watch(folder, flags.DELETE)
+                self._poll.register(self._folder.fileno(), select.EPOLLIN)
+
+    def drain(self) -> tuple[bool, bool]:
+        """Takes what waits: whether a cycle has something to look at, and whether it is to compare everything."""
+        told = tampered = False
+        with self._lock:
+            if self._host is not None:
+                try:
+                    for notice in self._host.read():
+                        tampered = tampered or _is_ours(notice)
+                        if self._doubts is not None:
+                            self._doubts.append(notice)
+                        told = True
+                except OSError:  # ENOBUFS: more than there was room for
+                    self._doubts, told, tampered = None, True, True
+            if self._router is not None:
+                try:
+                    for notice in self._router.read():
+                        tampered = self._is_tampering(notice) or tampered
+                except OSError:
+                    tampered = True
+            if self._folder is not None:
+                tampered = bool(self._folder.read(timeout=0)) or tampered
+        return told or tampered, tampered
+
+    def take(self) -> list[Notice] | None:
+        """What was told of the host since the last time; None where some was lost."""
+        with self._lock:
+            doubts, self._doubts = self._doubts, []
+            return doubts
+
+    def _is_tampering(self, notice: Notice) -> bool:
+        """Whether somebody changed what is ours in the router. What the kernel does by itself there is known."""
+        kind, body = notice
+        if kind in _ROUTES:
+            return body[7] == rtnl.UNICAST and (_is_ours(notice) or FIRST_TABLE <= table_of(body) < _LAST_TABLE)
+        if kind == rtnl.NEW_LINK:
+            index, up = link_of(body), bool(number(body[8:12]) & rtnl.IFF_UP)
+            was_up = index in self._up
+            (self._up.add if up else self._up.discard)(index)
+            return was_up and not up
+        return kind in (rtnl.DEL_LINK, rtnl.DEL_ADDRESS, *_RULES, *_NEXTHOPS)
+
+
+def _is_ours(notice: Notice) -> bool:
+    kind, body = notice
+    return kind in _ROUTES and body[5] in _OURS
+
+
+def link_of(body: bytes) -> int:
+    """The index in a message about a link or an address: both have it at the same place."""
+    return number(body[4:8])
+
+
+def table_of(route: bytes) -> int:
+    found = attributes(route, 12)
+    return number(found[15]) if 15 in found else route[4]
+
+
+def is_about_link(kind: int) -> bool:
+    return kind in _LINKS
+
+
+def is_about_address(kind: int) -> bool:
+    return kind in _ADDRESSES
+
+
+def destination_of(kind: int, body: bytes) -> tuple[int, bytes, int] | None:
+    """IP version, address and prefix length of a route that came or went; None for what is no such route."""
+    if kind not in _ROUTES or body[0] not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    version = 4 if body[0] == socket.AF_INET else 6
+    return version, attributes(body, 12).get(1, bytes(4 if version == 4 else 16)), body[1]
+
+
+assert sys.byteorder == "little", "netlink messages are packed for it in cni_plugin.netlink, too"

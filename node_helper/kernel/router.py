@@ -1,0 +1,292 @@
+"""The router: a network namespace of our own in which packets for VIPs are hashed and encapsulated.
+
+In a namespace of its own there is nothing to collide with and nothing to clean up but the namespace; and
+the host's other traffic never meets our rules (docs/decisions/). It outlives the helper: a restart finds it
+and goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from ipaddress import ip_address
+from pathlib import Path
+
+from cni_plugin.netlink import Message, NetlinkError, Socket, rtnl
+from cni_plugin.netns import entered, identity
+from cni_plugin.pod.plan import DEVICE, DEVICE_FOR_IPV6_UNDERLAY
+from cni_plugin.pod.state import read_sysctl, write_sysctl
+from cni_plugin.tunnel import GRE, MPLS, TUNNEL_ID, VXLAN_GPE
+from node_helper.kernel import bulk, xtables
+from node_helper.kernel.commands import run
+from node_helper.kernel.notices import News
+from node_helper.plan.changes import RouterChanges
+from node_helper.plan.rule_tree import rule_tree
+from node_helper.plan.state import ANNOUNCED, FIRST_TABLE, Hop, RouterPresent, RouterWanted
+
+NAMESPACE = "service-tunnel"
+HOST_DEVICE, ROUTER_DEVICE = "svctun", "host0"
+HOST_LINK = {4: "169.254.74.1", 6: "fe80::74:1"}
+ROUTER_LINK = {4: "169.254.74.2", 6: "fe80::74:2"}
+LINK_PREFIX = {4: 30, 6: 64}
+LINK_MTU = 65_535
+"""The veth's: what limits a packet is its route (towards the client) or the host's uplink, not this link."""
+_ANYWHERE = {4: "203.0.113.255", 6: "2001:db8:ffff::1"}
+"""Addresses of documentation ranges (RFC 5737, RFC 3849): no host has them."""
+_NETNS_FOLDER = Path("/run/netns")
+
+_SYSCTLS = {
+    "ipv4/ip_forward": "1",
+    "ipv4/conf/all/rp_filter": "0",
+    "ipv4/conf/default/rp_filter": "0",
+    # The host's own connections to a VIP come with the node's address, which is local here too.
+    "ipv4/conf/all/accept_local": "1",
+    # In mode mpls packets leave by the link on which they came; nobody is to be told a better way.
+    "ipv4/conf/all/send_redirects": "0",
+    "ipv4/conf/default/send_redirects": "0",
+    "ipv6/conf/all/forwarding": "1",
+    "ipv6/conf/all/accept_ra": "0",
+    "ipv6/conf/default/accept_ra": "0",
+}
+_MODULE = {VXLAN_GPE: "vxlan", GRE: "ip_gre"}
+_DEVICE_SYSCTLS = {"rp_filter": "0", "send_redirects": "0", "accept_local": "1"}
+
+
+class Router:
+    """Handle on the router's namespace; made, found, read, changed, removed by it."""
+
+    def __init__(self, namespace: str = NAMESPACE, news: News | None = None) -> None:
+        """`news`, where it is given, is told to follow what others do in the namespace."""
+        self._news = news
+        self.path = str(_NETNS_FOLDER / namespace)
+        self._name = namespace
+        self._socket: Socket | None = None
+        self._identity: tuple[int, int] | None = None
+        self._links: dict[str, int] = {}
+
+    # --- the namespace and its link to the host -----------------------------------------------------------
+
+    def exists(self) -> bool:
+        """The path is a network namespace, not just the file that a lost mount leaves behind."""
+        found, parent = identity(self.path), identity(str(_NETNS_FOLDER))
+        return found is not None and parent is not None and found[0] != parent[0]
+
+    def ensure(self, host: Socket, wanted: RouterWanted) -> bool:
+        """Makes what is missing of namespace, link, devices, sysctls, rules; returns whether anything was.
+
+        `host`: a socket in the host's namespace. Raises NetlinkError, CommandFailed, OSError.
+        """
+        made = not self.exists()
+        if made:
+            if os.path.lexists(self.path):
+                os.unlink(self.path)
+            run(["ip", "netns", "add", self._name])
+        self._reopen_when_replaced()
+        made |= self._ensure_link(host)
+        with entered(self.path):
+            made |= self._ensure_devices(wanted)
+            made |= self._ensure_sysctls()
+            made |= self._ensure_addresses(wanted)
+            made |= self._ensure_rules(wanted)
+            return made | xtables.ensure_router_chains(wanted)
+
+    def remove(self, host: Socket) -> None:
+        """Deletes the namespace with all in it, and the link; quiet where there is none."""
+        self.close()
+        for link in rtnl.dump_links(host):
+            if link.name == HOST_DEVICE:
+                host.run(rtnl.delete_link(link.index, link.name))
+        if self.exists():
+            run(["ip", "netns", "delete", self._name])
+        elif os.path.lexists(self.path):
+            os.unlink(self.path)
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    @property
+    def _route(self) -> Socket:
+        assert self._socket is not None, "ensure() comes first"
+        return self._socket
+
+    def _reopen_when_replaced(self) -> None:
+        now = identity(self.path)
+        if self._socket is None or now != self._identity:
+            self.close()
+            with entered(self.path):
+                self._socket = Socket()
+                if self._news is not None:
+                    up = [link.index for link in rtnl.dump_links(self._socket) if link.up]
+                    self._news.follow_router(self._socket, str(_NETNS_FOLDER), up)
+            self._identity = now
+
+    def _ensure_link(self, host: Socket) -> bool:
+        present = {link.name for link in rtnl.dump_links(self._route)}
+        on_host = {link.name: link for link in rtnl.dump_links(host)}
+        if ROUTER_DEVICE in present and HOST_DEVICE in on_host:
+            return False
+        if HOST_DEVICE in on_host:
+            host.run(rtnl.delete_link(on_host[HOST_DEVICE].index, HOST_DEVICE))
+        descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            host.run(rtnl.add_veth(HOST_DEVICE, ROUTER_DEVICE, descriptor, LINK_MTU))
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _ensure_sysctls(self) -> bool:
+        names = dict(_SYSCTLS)
+        devices = {"lo", ROUTER_DEVICE, *DEVICE.values(), *DEVICE_FOR_IPV6_UNDERLAY.values()}
+        for device in devices & {link.name for link in rtnl.dump_links(self._route)}:
+            names |= {f"ipv4/conf/{device}/{name}": value for name, value in _DEVICE_SYSCTLS.items()}
+        return sum(_set_sysctl(name, value) for name, value in names.items()) > 0
+
+    def _ensure_addresses(self, wanted: RouterWanted) -> bool:
+        route = self._route
+        links = {link.name: link for link in rtnl.dump_links(route)}
+        # Kernels with GRE put devices of their own (gre0, gretap0 …) into every namespace: those stay down.
+        down = [links[name] for name in ("lo", ROUTER_DEVICE) if not links[name].up]
+        messages = [rtnl.set_up(link.index, link.name) for link in down]
+        lo, host0 = links["lo"].index, links[ROUTER_DEVICE].index
+        present = {(found.link, found.address) for found in rtnl.dump_addresses(route)}
+        keep = set(wanted.addresses) | {"127.0.0.1", "::1"}
+        for version in wanted.ip_versions:
+            if (host0, ROUTER_LINK[version]) not in present:
+                message = rtnl.add_address(ROUTER_LINK[version], host0, ROUTER_DEVICE, prefix=LINK_PREFIX[version])
+                messages.append(message)
+        messages += [rtnl.add_address(a, lo, "lo") for a in wanted.addresses if (lo, a) not in present]
+        messages += [rtnl.delete_address(a, lo, "lo") for link, a in present if link == lo and a not in keep]
+        route.run(*messages)
+        put = []
+        for version in wanted.ip_versions:
+            source = next((a for a in wanted.addresses if ip_address(a).version == version), "")
+            found = self._default(version)
+            if found is None or (found.gateway, found.link, found.source) != (HOST_LINK[version], host0, source):
+                put.append(
+                    rtnl.put_route(
+                        rtnl.route(
+                            version,
+                            "default",
+                            protocol=ANNOUNCED,
+                            link=host0,
+                            gateway=HOST_LINK[version],
+                            source=source,
+                        )
+                    )
+                )
+        route.run(*put)
+        return bool(messages or put)
+
+    def _default(self, version: int) -> rtnl.Route | None:
+        """The way of what has no other. Asked for, not looked for: a dump has all bucket tables in it."""
+        try:
+            return rtnl.lookup_route(self._route, _ANYWHERE[version])
+        except NetlinkError:
+            return None
+
+    def _ensure_devices(self, wanted: RouterWanted) -> bool:
+        present = {link.name: link for link in rtnl.dump_links(self._route)}
+        made = False
+        for mode, outer in sorted(wanted.tunnels | {(VXLAN_GPE, 4)}):
+            if mode != MPLS and device_of(mode, outer) not in present:
+                message = rtnl.add_tunnel_device(device_of(mode, outer), mode, outer, LINK_MTU - 100)
+                try:
+                    self._route.run(message)
+                except NetlinkError as error:
+                    says = f"{error.kernel_says} (does this kernel have {_MODULE[mode]}? modprobe {_MODULE[mode]})"
+                    raise NetlinkError(error.errno or 0, message.what, says) from None
+                made = True
+            elif mode != MPLS and not (link := present[device_of(mode, outer)]).up:
+                self._route.run(rtnl.set_up(link.index, link.name))
+                made = True
+        self._links = {link.name: link.index for link in rtnl.dump_links(self._route)}
+        return made
+
+    def _ensure_rules(self, wanted: RouterWanted) -> bool:
+        changed = False
+        for version in (4, 6):
+            present = {rule for rule in rtnl.dump_rules(self._route, version) if rule.protocol == ANNOUNCED}
+            tree = rule_tree(version, wanted.buckets)
+            messages = [rtnl.delete_rule(rule) for rule in present - set(tree)]
+            messages += [rtnl.add_rule(rule) for rule in tree if rule not in present]
+            self._route.run(*messages)
+            changed = changed or bool(messages)
+        return changed
+
+    # --- nexthops and bucket tables -----------------------------------------------------------------------
+
+    def read(self, buckets: int) -> RouterPresent:
+        """Nexthop objects and bucket routes that are ours."""
+        names = {link.index: link.name for link in rtnl.dump_links(self._route)}
+        modes = {device: mode for table in (DEVICE, DEVICE_FOR_IPV6_UNDERLAY) for mode, device in table.items()}
+        hops = {}
+        for nexthop in rtnl.dump_nexthops(self._route):
+            if nexthop.protocol != ANNOUNCED:
+                continue
+            mode = modes.get(names.get(nexthop.link, ""), MPLS)
+            hops[nexthop.id] = Hop(nexthop.version, mode, nexthop.outer, nexthop.outer_source, nexthop.label)
+        found: dict[bytes, tuple[dict[int, int], int]] = {}
+        last = FIRST_TABLE + 2 * max(buckets, 4096)
+        for version in (4, 6):
+            for vip, table, identifier, mtu in bulk.dump_bucket_routes(self._route, version):
+                if FIRST_TABLE <= table < last:
+                    known = found.get(vip)
+                    if known is None:
+                        found[vip] = {table - FIRST_TABLE: identifier}, mtu
+                        continue
+                    known[0][table - FIRST_TABLE] = identifier
+                    if known[1] != mtu:
+                        found[vip] = known[0], -1
+        vips = {bulk.vip_of(vip): known for vip, known in found.items()}
+        return RouterPresent(hops, vips)
+
+    def apply(self, changes: RouterChanges) -> list[NetlinkError]:
+        """Makes the changes in their order; refused ones are returned and do not stop the others.
+
+        Only old nexthops stay after a refusal: a route that should have left one may still use it, and would
+        be deleted with it.
+        """
+        failures = self._send([self._put_hop(identifier, hop) for identifier, hop in changes.add_hops.items()])
+        for vip, (routes, mtu) in changes.put_routes.items():
+            failures += bulk.put_routes(self._route, vip, routes, mtu)
+        for vip, buckets in changes.delete_routes.items():
+            failures += bulk.delete_routes(self._route, vip, buckets)
+        if not failures:
+            failures = self._send([rtnl.delete_nexthop(identifier) for identifier in changes.delete_hops])
+        return failures
+
+    def _send(self, messages: list[Message]) -> list[NetlinkError]:
+        """The refused ones; that something to be deleted is not there is no refusal."""
+        return [
+            error
+            for index, error in self._route.run_all(messages)
+            if not (messages[index].type == rtnl.DEL_NEXTHOP and error.errno in (2, 3))
+        ]
+
+    def _put_hop(self, identifier: int, hop: Hop) -> Message:
+        if hop.mode == MPLS:
+            link, gateway = self._links[ROUTER_DEVICE], HOST_LINK[hop.version]
+            nexthop = rtnl.Nexthop(identifier, hop.version, link, gateway, "", "", hop.label, ANNOUNCED)
+        else:
+            device = device_of(hop.mode, 6 if ":" in hop.endpoint else 4)
+            nexthop = rtnl.Nexthop(
+                identifier, hop.version, self._links[device], "", hop.endpoint, hop.source, 0, ANNOUNCED
+            )
+        return rtnl.put_nexthop(nexthop, TUNNEL_ID)
+
+
+def device_of(mode: str, outer_version: int) -> str:
+    """The router's device for a mode; named as in pods."""
+    return (DEVICE_FOR_IPV6_UNDERLAY if outer_version == 6 else DEVICE).get(mode, DEVICE[mode])
+
+
+def _set_sysctl(name: str, value: str) -> bool:
+    present = read_sysctl(name)
+    if present is None or present == value:
+        return False
+    write_sysctl(name, value)
+    return True
+
+
+__all__ = ["HOST_DEVICE", "HOST_LINK", "LINK_PREFIX", "ROUTER_LINK", "Router", "device_of"]

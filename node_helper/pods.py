@@ -1,0 +1,136 @@
+"""Keeps pods that already run as the Services want them, through this node's attachment records.
+
+The plugin configures a pod before its program starts; when a Service is annotated, changed or loses its
+annotation later, the same code (`cni_plugin.pod`) brings the running pod along.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cni_plugin import attachment, netns, pod
+from cni_plugin.attachment import Attachment
+from cni_plugin.tunnel import NOTHING, PodTunnels
+from node_helper.model import ObjectKey, Problem, Snapshot
+from node_helper.plan.attachments import bears_tunnels, find_pod, pod_tunnels
+from node_helper.services import ServiceIndex, TunnelService
+
+
+@dataclass(slots=True)
+class PodRound:
+    """Result of one look at all attachments."""
+
+    changed: dict[str, list[str]] = field(default_factory=dict)
+    """Operations by pod."""
+    problems: list[Problem] = field(default_factory=list)
+    attachments: int = 0
+    """Readable records of this node."""
+    tunnelled_ips: set[str] = field(default_factory=set)
+    """Addresses of local pods that have tunnels."""
+
+
+class PodKeeper:
+    """Goes through the attachment records and configures what differs."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = str(run_dir)
+
+    def records(self) -> tuple[list[Attachment], list[str]]:
+        """All readable records, and a sentence for each that is not."""
+        return attachment.read_all(self._run_dir)
+
+    def look(
+        self, services: Sequence[TunnelService], index: ServiceIndex, snapshot: Snapshot, node: str, full: bool
+    ) -> PodRound:
+        """Configures pods whose wanted tunnels changed; with `full` compares every pod with its netns.
+
+        With `full`, too, records of pods that ended without a DEL are removed, whatever state they are in: a
+        runtime that knows no GC would leave them until the next reboot.
+        """
+        result = PodRound()
+        records, unreadable = self.records()
+        if full:
+            records = [record for record in records if not self._forget_if_gone(record)]
+        result.attachments = len(records)
+        result.problems += [Problem("File", ObjectKey("", "attachments"), "UnreadableRecord", t) for t in unreadable]
+        interfaces = {(record.container, record.interface) for record in records}
+        for record in records:
+            if not (record.standalone or bears_tunnels(record.container, record.interface, interfaces)):
+                self._hand_over(record)
+                continue
+            wanted = self._wanted(record, index, snapshot)
+            if wanted.tunnels:
+                result.tunnelled_ips.update(record.ips)
+            # While ADD runs the pod is the plugin's; its end is a change of the record, which brings us here again.
+            if record.state != attachment.READY or record.standalone:
+                continue
+            if wanted != record.tunnels or (full and wanted.tunnels):
+                try:
+                    self._configure(record, wanted, result)
+                except OSError as error:
+                    message = (
+                        f"the attachment record of pod {record.namespace}/{record.name} cannot be written: {error}"
+                    )
+                    key = ObjectKey(record.namespace, record.name)
+                    result.problems.append(Problem("Pod", key, "RecordNotWritten", message))
+        attached = {ObjectKey(record.namespace, record.name) for record in records}
+        result.problems += _without_record(services, snapshot, node, attached)
+        return result
+
+    @staticmethod
+    def _wanted(record: Attachment, index: ServiceIndex, snapshot: Snapshot) -> PodTunnels:
+        if record.standalone:
+            return record.tunnels
+        found = find_pod(snapshot, record.namespace, record.name)
+        # A pod that left the source keeps what it has until its DEL: it may still be answering clients.
+        return record.tunnels if found is None else pod_tunnels(index, snapshot, found)
+
+    def _forget_if_gone(self, record: Attachment) -> bool:
+        """Removes the record of a pod whose namespace is gone (the node crashed, the runtime's state was lost)."""
+        found = netns.identity(record.netns)
+        if found is not None and found[1] == record.inode:
+            return False
+        with contextlib.suppress(OSError):  # it is tried again at the next look
+            attachment.remove(self._run_dir, record.network, record.container, record.interface)
+        return True
+
+    def _hand_over(self, record: Attachment) -> None:
+        """What the pod has is another attachment's to keep, and to take away."""
+        if record.tunnels.tunnels and record.state == attachment.READY:
+            with contextlib.suppress(OSError):  # it is tried again at the next look
+                attachment.write(self._run_dir, record.replace(tunnels=NOTHING))
+
+    def _configure(self, record: Attachment, wanted: PodTunnels, result: PodRound) -> None:
+        key = ObjectKey(record.namespace, record.name)
+        found = netns.identity(record.netns)
+        if self._forget_if_gone(record):
+            return
+        try:
+            operations = pod.configure(record.netns, record.interface, wanted, record.tunnels)
+        except pod.PodError as error:
+            result.problems.append(Problem("Pod", key, "PodNotConfigured", f"pod {key}: {error}: {error.details}"))
+            return
+        if operations:
+            result.changed[str(key)] = operations
+        if wanted != record.tunnels and netns.identity(record.netns) == found:
+            attachment.write(self._run_dir, record.replace(tunnels=wanted))
+
+
+def _without_record(
+    services: Iterable[TunnelService], snapshot: Snapshot, node: str, attached: set[ObjectKey]
+) -> Iterable[Problem]:
+    for service in services:
+        for endpoint in service.endpoints:
+            if endpoint.node != node or endpoint.pod is None or endpoint.pod in attached:
+                continue
+            if endpoint.pod in snapshot.pods and snapshot.pods[endpoint.pod].finished:
+                continue
+            message = (
+                f"pod {endpoint.pod}, an endpoint of Service {service.key}, has no attachment record on {node}: it was "
+                "started before the plugin was installed, so it gets no tunnel until `service-tunnel-helper adopt` "
+                "has run there or it is restarted"
+            )
+            yield Problem("Pod", endpoint.pod, "NoAttachment", message)

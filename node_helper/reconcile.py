@@ -1,0 +1,197 @@
+"""One cycle on the kernel: the steps from a snapshot to the node's state, in the order that keeps traffic whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from cni_plugin.netlink import NetlinkError
+from cni_plugin.tunnel import MPLS
+from node_helper.bucket_store import BucketStore, FolderBucketStore
+from node_helper.buckets import BucketTable
+from node_helper.kernel.facts import FactsReader
+from node_helper.kernel.host import Host
+from node_helper.kernel.modules import load_mpls
+from node_helper.kernel.notices import News
+from node_helper.kernel.router import Router
+from node_helper.metrics import Metrics
+from node_helper.model import Node, ObjectKey, Problem, Snapshot
+from node_helper.plan.changes import after, router_changes
+from node_helper.plan.ingress import IngressPlanner, all_vips
+from node_helper.plan.state import HostFacts, HostWanted, RouterPresent, RouterWanted
+from node_helper.pods import PodKeeper, PodRound
+from node_helper.services import Resolver, ServiceIndex, TunnelService
+from node_helper.settings import INGRESS, NODE, Settings, draining_mark
+from node_helper.tables import TableKeeper, TableRound
+
+_UNKNOWN_NODE = (
+    "there is no Node {0}, so nobody knows whether it is an ingress node: add its Node object, name the right one with "
+    "--node, or make it one in any case with --ingress-selector ''"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """What one cycle found and did; asks, `status` and `trace` are answered from the last one."""
+
+    snapshot: Snapshot
+    services: tuple[TunnelService, ...]
+    index: ServiceIndex
+    tables: Mapping[ObjectKey, BucketTable]
+    facts: HostFacts
+    host: HostWanted
+    problems: tuple[Problem, ...]
+    ingress: bool
+    draining: bool
+    pods_changed: Mapping[str, list[str]] = field(default_factory=dict)
+    attachments: int = 0
+    route_changes: int = 0
+    served_changed: bool = False
+    table_writes: int = 0
+    again_in: float | None = None
+
+
+class Reconciler:
+    """Made and used in the one thread that talks to the kernel."""
+
+    def __init__(self, settings: Settings, store: BucketStore, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self.news = News()
+        """What the kernel tells of changes that others made; the event loop waits for it."""
+        self._host = Host(settings.run_dir)
+        self._router = Router(news=self.news)
+        self.news.follow_host(self._host.route)
+        self._facts = FactsReader(self._host.route)
+        self._resolver = Resolver(settings.vip_rules, settings.mode)
+        self._index = ServiceIndex()
+        self._planner = IngressPlanner(settings.node, settings.buckets, settings.seed)
+        self._tables = TableKeeper(store, FolderBucketStore(settings.state_dir), settings.buckets)
+        self._pods = PodKeeper(settings.run_dir)
+        self._present: RouterPresent | None = None
+        self._ground: object = None
+        self._served: Mapping[str, tuple[int, int]] = {}
+
+    def close(self) -> None:
+        self._router.close()
+        self._host.close()
+        self.news.close()
+
+    def reconcile(self, snapshot: Snapshot, full: bool) -> Round:
+        """Brings this node to what the snapshot wants; with `full` everything is compared with the kernel.
+
+        What concerns single objects becomes a Problem of the result; raises OSError (NetlinkError,
+        CommandFailed) when the ground itself cannot be laid.
+        """
+        settings = self._settings
+        resolution = self._resolver.resolve(snapshot)
+        index = self._index = self._index.updated(resolution.services)
+        # Other nodes do not see the endpoints, and once is enough to tell of a Service.
+        problems = [*snapshot.problems, *(resolution.problems if INGRESS in settings.roles else ())]
+        node = snapshot.nodes.get(settings.node)
+        if any(service.mode == MPLS for service in resolution.services):
+            load_mpls()
+        ingress = self._is_ingress(node)
+        draining = draining_mark(settings.state_dir).exists()
+        pods = PodRound()
+        if INGRESS in settings.roles and settings.ingress_selector and node is None:
+            problems.append(self._problem("UnknownNode", _UNKNOWN_NODE.format(settings.node)))
+        if NODE in settings.roles:
+            try:
+                self._note_namespaces(resolution.services)
+            except OSError as error:
+                problems.append(self._problem("StateNotWritten", f"{settings.state_dir} cannot be written: {error}"))
+            pods = self._pods.look(resolution.services, index, snapshot, settings.node, full)
+        tables = self._tables.look(resolution.services, snapshot) if ingress else TableRound()
+        endpoints = self._planner.endpoints(resolution.services) if ingress else frozenset()
+        facts = self._facts.read(node, endpoints | pods.tunnelled_ips, self.news.take(), full)
+        router: RouterWanted | None = None
+        if ingress:
+            router, host, more = self._planner.plan(resolution.services, tables.tables, facts, draining)
+            problems += more
+        else:
+            host = HostWanted(vips=all_vips(resolution.services))
+        replies = {facts.paths[address].device for address in pods.tunnelled_ips if address in facts.paths}
+        host = replace(host, loose=host.loose | replies)
+        changes, refused = self._apply(router, host, facts, full)
+        problems += [self._problem("KernelRefused", str(error)) for error in refused]
+        self._metrics.kernel_refusals.inc(len(refused))
+        served_changed = dict(self._served) != dict(host.served)
+        self._served = host.served
+        return Round(
+            snapshot=snapshot,
+            services=resolution.services,
+            index=index,
+            tables=tables.tables,
+            facts=facts,
+            host=host,
+            problems=tuple(sorted({*problems, *tables.problems, *pods.problems})),
+            ingress=ingress,
+            draining=draining,
+            pods_changed=pods.changed,
+            attachments=pods.attachments,
+            route_changes=changes,
+            served_changed=served_changed,
+            table_writes=tables.written,
+            again_in=tables.again_in,
+        )
+
+    def expect_replies(self, addresses: Iterable[str]) -> None:
+        """Makes the host let replies of a new pod in (see `Host.loosen_towards`)."""
+        for address in addresses:
+            self._host.loosen_towards(address)
+
+    def _problem(self, reason: str, message: str) -> Problem:
+        return Problem("Node", ObjectKey("", self._settings.node), reason, message)
+
+    def _is_ingress(self, node: Node | None) -> bool:
+        if INGRESS not in self._settings.roles:
+            return False
+        selector = self._settings.ingress_selector
+        return not selector or (node is not None and all(node.labels.get(key) == value for key, value in selector))
+
+    def _apply(
+        self, router: RouterWanted | None, host: HostWanted, facts: HostFacts, full: bool
+    ) -> tuple[int, list[NetlinkError]]:
+        """VIP routes go first and come last: a packet never meets a half-made router."""
+        self._host.withdraw(host, full)
+        if router is None:
+            if self._router.exists():
+                self._router.remove(self._host.route)
+                self._host.forget()
+            self._present = None
+            self._host.prepare(host, facts, full)
+            self._host.tidy(host, full)
+            return 0, []
+        ground = (router.addresses, router.by_address, router.ip_versions, router.buckets, router.tunnels)
+        if full or ground != self._ground or self._present is None or not self._router.exists():
+            self._ground = None
+            made = self._router.ensure(self._host.route, router)
+            if made:
+                self._host.forget()
+            if made or full or self._present is None:
+                self._present = self._router.read(router.buckets)
+            self._ground = ground
+        self._host.prepare(host, facts, full)
+        assert self._present is not None
+        changes = router_changes(router, self._present)
+        refused = self._router.apply(changes)
+        # After a refusal nobody knows; the next cycle reads.
+        self._present = None if refused else after(changes, self._present)
+        refused += self._host.serve(host, facts)
+        self._host.tidy(host, full)
+        return changes.route_count(), refused
+
+    def _note_namespaces(self, services: Iterable[TunnelService]) -> None:
+        """Tells the plugin for the times without helper in which namespaces pods have tunnels."""
+        file = self._settings.state_dir / "tunnelled-namespaces"
+        text = "".join(f"{name}\n" for name in sorted({service.key.namespace for service in services}))
+        try:
+            if file.read_text() == text:
+                return
+        except OSError:
+            pass  # Not there yet.
+        temporary = file.with_name(f".{file.name}")
+        temporary.write_text(text)
+        temporary.chmod(0o600)  # whatever the umask: the plugin does not believe what others could have written
+        temporary.replace(file)

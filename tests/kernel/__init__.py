@@ -1,0 +1,1 @@
+"""Tests against the real kernel, as root, in network namespaces of their own."""

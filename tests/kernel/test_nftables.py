@@ -1,0 +1,177 @@
+"""Our nf_tables code and the real kernel: whole transactions, any number of elements, rules that `nft` reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from struct import pack
+
+import pytest
+
+from cni_plugin.netlink import NETLINK_NETFILTER, NetlinkError, Socket, nftables
+from cni_plugin.netns import entered
+from cni_plugin.pod import ruleset
+from tests.kernel.private_netns import private_netns, run
+
+
+@pytest.fixture
+def netns() -> Iterator[str]:
+    with private_netns() as path:
+        yield path
+
+
+def addresses(count: int) -> list[tuple[bytes, bytes]]:
+    return [((0x64400000 + i).to_bytes(4, "big"), b"") for i in range(count)]
+
+
+def test_a_transaction_is_done_whole_or_not_at_all(netns: str) -> None:
+    with entered(netns), nftables.open_socket() as socket:
+        good = [nftables.add_table("one", b"note"), nftables.add_set("one", "set", 1, (nftables.IPV4_ADDRESS,))]
+        bad = nftables.add_elements("one", "other", [(b"\1\2\3\4", b"")])
+        with pytest.raises(NetlinkError, match=r"^ENOENT adding elements to nf_tables set other"):
+            nftables.commit(socket, [*good, *bad, nftables.add_table("two", b"")])
+        assert run(netns, "nft", "list", "tables") == ""
+        nftables.commit(socket, good)
+        assert nftables.table_userdata(socket, "one") == b"note"
+        assert nftables.table_userdata(socket, "two") is None
+
+
+def test_a_transaction_of_nothing_is_no_transaction(netns: str) -> None:
+    with entered(netns), nftables.open_socket() as socket:
+        nftables.commit(socket, [])
+
+
+def test_of_many_refused_messages_of_a_transaction_the_first_is_told(netns: str) -> None:
+    with entered(netns), nftables.open_socket() as socket:
+        messages = [m for i in range(4_000) for m in nftables.add_elements("gone", f"set{i}", [(b"\1\2\3\4", b"")])]
+        with pytest.raises(NetlinkError, match=r"^ENOENT adding elements to nf_tables set set0"):
+            nftables.commit(socket, messages)
+        assert nftables.table_userdata(socket, "gone") is None, "the socket is as good as before"
+
+
+@pytest.mark.parametrize("count", [1, 1_000, 20_000])
+def test_a_set_takes_any_number_of_elements_in_one_transaction(netns: str, count: int) -> None:
+    with entered(netns), nftables.open_socket() as socket:
+        nftables.commit(socket, ruleset.install())
+        elements = addresses(count)
+        nftables.commit(socket, nftables.add_elements(ruleset.TABLE, "vips4", elements))
+        assert sorted(nftables.dump_elements(socket, ruleset.TABLE, "vips4")) == elements
+        nftables.commit(socket, nftables.delete_elements(ruleset.TABLE, "vips4", elements))
+        assert nftables.dump_elements(socket, ruleset.TABLE, "vips4") == []
+
+
+def test_an_element_of_a_map_moves_to_another_value_in_one_transaction(netns: str) -> None:
+    key = nftables.key_bytes(ruleset.key_type("remap", 4), (bytes((198, 51, 100, 7)), b"\x06", pack(">H", 80)))
+    old, new = [(key, pack(">H", 8080))], [(key, pack(">H", 9090))]
+    with entered(netns), nftables.open_socket() as socket:
+        nftables.commit(socket, ruleset.install())
+        nftables.commit(socket, nftables.add_elements(ruleset.TABLE, "remap4", old))
+        changes = nftables.delete_elements(ruleset.TABLE, "remap4", old)
+        nftables.commit(socket, changes + nftables.add_elements(ruleset.TABLE, "remap4", new))
+        assert nftables.dump_elements(socket, ruleset.TABLE, "remap4") == new
+        with pytest.raises(NetlinkError, match=r"^ENOENT reading nf_tables set nothing"):
+            nftables.dump_elements(socket, ruleset.TABLE, "nothing")
+
+
+LISTING = """\
+table inet svctun {
+	set lo_rp_filter {
+		type mark
+	}
+
+	set platform_labels {
+		type mark
+	}
+
+	set vips4 {
+		type ipv4_addr
+		elements = { 198.51.100.7 }
+	}
+
+	set guarded4 {
+		type nf_proto
+		elements = { ipv4 }
+	}
+
+	set sources4 {
+		type ipv4_addr
+		elements = { 10.0.0.1 }
+	}
+
+	map remap4 {
+		type ipv4_addr . inet_proto . inet_service : inet_service
+		elements = { 198.51.100.7 . tcp . 80 : 8080 }
+	}
+
+	map unmap4 {
+		type ipv4_addr . inet_proto . inet_service : inet_service
+	}
+
+	map reply4 {
+		type ipv4_addr . inet_service . inet_service : ipv4_addr
+		size 65535
+		flags dynamic,timeout
+		timeout 3m
+	}
+"""
+RULES = {
+    "arriving": (
+        "type filter hook prerouting priority raw; policy accept;",
+        "ip saddr 255.255.255.255 meta l4proto tcp tproxy to :1",
+        "udp dport 4790 meta nfproto @guarded{v} {ip} saddr != @sources{v} drop",
+        "meta l4proto gre meta nfproto @guarded{v} {ip} saddr != @sources{v} drop",
+        'iifname "svctun-*" {ip} daddr != @vips{v} drop',
+        "tcp dport set {ip} daddr . meta l4proto . tcp dport map @remap{v}",
+        "udp checksum 0 udp dport set {ip} daddr . meta l4proto . udp dport map @remap{v}",
+        "udp checksum != 0 udp dport set {ip} daddr . meta l4proto . udp dport map @remap{v}",
+    ),
+    "remember": (
+        "type filter hook prerouting priority mangle; policy accept;",
+        "{ip} daddr @vips{v} update @reply{v} {{ {ip} saddr . udp sport . udp dport : {ip} daddr }}",
+        "{ip} daddr != @vips{v} delete @reply{v} {{ {ip} saddr . udp sport . udp dport : {ip} daddr }}",
+    ),
+    "answer": (
+        "type route hook output priority raw; policy accept;",
+        "{ip} saddr != @vips{v} {ip} saddr set {ip} daddr . udp dport . udp sport map @reply{v}",
+    ),
+    "leaving": (
+        "type filter hook postrouting priority raw; policy accept;",
+        "tcp sport set {ip} saddr . meta l4proto . tcp sport map @unmap{v}",
+        "udp checksum 0 udp sport set {ip} saddr . meta l4proto . udp sport map @unmap{v}",
+        "udp checksum != 0 udp sport set {ip} saddr . meta l4proto . udp sport map @unmap{v}",
+    ),
+}
+"""What `nft` reads in our rules, by chain, for IPv4 and IPv6; rewriting what ICMP quotes has no words of its own."""
+
+
+def test_nft_reads_our_table_as_it_is_meant(netns: str) -> None:
+    seen = nftables.key_bytes(ruleset.key_type("remap", 4), (bytes((198, 51, 100, 7)), b"\x06", pack(">H", 80)))
+    elements = {
+        "vips4": (bytes((198, 51, 100, 7)), b""),
+        "guarded4": (bytes((nftables.IPV4,)), b""),
+        "sources4": (bytes((10, 0, 0, 1)), b""),
+        "remap4": (seen, pack(">H", 8080)),
+    }
+    with entered(netns), nftables.open_socket() as socket:
+        messages = [m for name, element in elements.items() for m in nftables.add_elements("svctun", name, [element])]
+        nftables.commit(socket, ruleset.install() + messages)
+    listing = run(netns, "nft", "list", "ruleset")
+    assert listing.startswith(LISTING)
+    chains = {part.split(" ", 1)[0]: part for part in listing.split("\tchain ")[1:]}
+    for name, rules in RULES.items():
+        lines = [line.strip() for line in chains[name].splitlines()[1:] if line.startswith("\t\t")]
+        plain = [line for line in lines if not line.startswith("icmp")]
+        first, rest = [rule for rule in rules if "{" not in rule], [rule for rule in rules if "{" in rule]
+        expected = first + [rule.format(ip=ip, v=v) for ip, v in (("ip", 4), ("ip6", 6)) for rule in rest]
+        assert plain == expected
+    assert "icmp type destination-unreachable" in chains["arriving"]
+    assert "icmpv6 type < echo-request" in chains["arriving"]
+
+
+def test_a_netlink_socket_belongs_to_the_namespace_in_which_it_was_made(netns: str) -> None:
+    with private_netns() as other:
+        with entered(other):
+            there = Socket(NETLINK_NETFILTER)
+        with there:
+            nftables.commit(there, [nftables.add_table("there", b"")])
+        assert run(netns, "nft", "list", "tables") == ""
+        assert run(other, "nft", "list", "tables") == "table inet there\n"

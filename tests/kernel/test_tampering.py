@@ -1,0 +1,55 @@
+"""What somebody else changes of ours is put right when the kernel tells of it, long before the next full comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.testbed.scene import VIPS, Scene
+
+IN_ROUTER = ("ip", "netns", "exec", "service-tunnel", "ip")
+
+
+@pytest.fixture(scope="module")
+def scene() -> Iterator[Scene]:
+    with Scene(options=["--resync", "3600"]) as scene:
+        scene.apply_service()
+        scene.add_pods((("worker1", "pod1"), ("worker2", "pod2")), {"app": "web"})
+        scene.sync()
+        scene.settle()
+        yield scene
+
+
+def picture(scene: Scene) -> list[str]:
+    """Our state in host and router, without numbers that may be others after it was made anew."""
+    host = scene.cluster.nodes["ingress1"].host
+    asked = [
+        ("ip", "route", "show", "proto", "116"),
+        (*IN_ROUTER, "rule"),
+        (*IN_ROUTER, "-o", "link", "show", "up"),
+        (*IN_ROUTER, "route", "show", "table", "all", "proto", "116"),
+        (*IN_ROUTER, "nexthop"),
+    ]
+    lines = [line for command in asked for line in host.run(*command, check=False).stdout.splitlines()]
+    return sorted(line.split()[1].partition("@")[0] if "link/" in line else line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("ip", "route", "del", f"{VIPS[4]}/32"),
+        (*IN_ROUTER, "rule", "del", "pref", "1000"),
+        (*IN_ROUTER, "route", "del", f"{VIPS[4]}/32", "table", "1007"),
+        (*IN_ROUTER, "nexthop", "flush"),
+        (*IN_ROUTER, "link", "set", "svctun-gpe", "down"),
+        (*IN_ROUTER, "link", "del", "host0"),
+        ("ip", "netns", "del", "service-tunnel"),
+    ],
+    ids=lambda command: " ".join(command),
+)
+def test_it_is_put_right_at_once(scene: Scene, command: tuple[str, ...]) -> None:
+    before = picture(scene)
+    assert len(before) > 500
+    scene.cluster.nodes["ingress1"].host.run(*command)
+    scene.wait(lambda: picture(scene) == before, "the state is whole again", 20)

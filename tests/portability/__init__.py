@@ -1,0 +1,1 @@
+"""Where the built plugin has to run: other releases of Debian without Python, odd surroundings, other processors."""

@@ -1,0 +1,1 @@
+"""Tests without root, without namespaces and without order: they run on all cores at once."""

@@ -1,0 +1,230 @@
+"""Pods that already run follow their Services: who is configured, who is left alone, what is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cni_plugin import attachment
+from cni_plugin.attachment import ADDING, READY, Attachment
+from cni_plugin.pod import PodError
+from cni_plugin.tunnel import GRE, NOTHING, PodTunnels, Tunnel
+from node_helper.model import ObjectKey, Pod, Snapshot
+from node_helper.pods import PodKeeper, PodRound
+from node_helper.services import ServiceIndex, TunnelService
+from tests.unit.planning import OTHER, VIPS, endpoint, service
+
+NETNS, INODE = "/run/netns/web-1", 4711
+WANTED = PodTunnels((Tunnel(VIPS, GRE),))
+WEB = replace(service(mode=GRE), selector={"app": "web"})
+
+
+class Node:
+    """One node's pods: records in a folder, and what was configured in them."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        attachment.ensure_directory(str(run_dir))
+        self.keeper = PodKeeper(run_dir)
+        self.configured: list[tuple[str, str, PodTunnels]] = []
+        self.had = NOTHING
+        self.netns = {NETNS: (4, INODE)}
+        self.refusal: PodError | None = None
+        self.operations = ["put 198.51.100.7 on lo"]
+
+    def configure(self, path: str, interface: str, wanted: PodTunnels, had: PodTunnels) -> list[str]:
+        self.configured.append((path, interface, wanted))
+        self.had = had
+        if self.refusal:
+            raise self.refusal
+        return self.operations
+
+    def add(self, name: str = "web-1", **fields: object) -> Attachment:
+        record = Attachment(
+            network="pods",
+            container=name,
+            interface="eth0",
+            netns=NETNS,
+            inode=INODE,
+            namespace="shop",
+            name=name,
+            ips=("10.244.2.1",),
+            state=READY,
+        ).replace(**fields)
+        attachment.write(str(self.run_dir), record)
+        return record
+
+    def record(self, name: str = "web-1") -> Attachment | None:
+        return attachment.read(str(self.run_dir), "pods", name, "eth0")
+
+    def look(self, *services: TunnelService, pods: tuple[Pod, ...] = (), full: bool = False) -> PodRound:
+        snapshot = Snapshot(pods={pod.key: pod for pod in pods})
+        return self.keeper.look(services, ServiceIndex(services), snapshot, OTHER, full)
+
+
+def pod(name: str = "web-1", finished: bool = False, **labels: str) -> Pod:
+    address = (ip_address("10.244.2.1"),)
+    return Pod(ObjectKey("shop", name), "uid", OTHER, labels or {"app": "web"}, {}, address, False, {}, finished)
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    node = Node(tmp_path)
+    monkeypatch.setattr("cni_plugin.pod.configure", node.configure)
+    monkeypatch.setattr("cni_plugin.netns.identity", node.netns.get)
+    return node
+
+
+def test_a_pod_whose_service_was_annotated_is_configured_and_its_record_says_so(node: Node) -> None:
+    node.add()
+    result = node.look(WEB, pods=(pod(),))
+    assert node.configured == [(NETNS, "eth0", WANTED)]
+    assert result.changed == {"shop/web-1": ["put 198.51.100.7 on lo"]}
+    assert result.tunnelled_ips == {"10.244.2.1"}
+    record = node.record()
+    assert record is not None and record.tunnels == WANTED
+
+
+def test_a_pod_that_has_what_it_wants_is_left_alone_but_for_the_full_comparison(node: Node) -> None:
+    node.add(tunnels=WANTED)
+    assert not node.look(WEB, pods=(pod(),)).changed
+    assert node.configured == []
+    node.operations = []
+    assert node.look(WEB, pods=(pod(),), full=True).changed == {}
+    assert len(node.configured) == 1
+
+
+def test_a_pod_without_tunnels_is_never_entered(node: Node) -> None:
+    node.add()
+    result = node.look(WEB, pods=(pod(app="db"),), full=True)
+    assert node.configured == [] and result.tunnelled_ips == set()
+
+
+def test_an_annotation_that_was_taken_away_is_taken_out_of_the_pod(node: Node) -> None:
+    node.add(tunnels=WANTED)
+    node.look(pods=(pod(),))
+    assert node.configured == [(NETNS, "eth0", PodTunnels())] and node.had == WANTED
+    record = node.record()
+    assert record is not None and record.tunnels == PodTunnels()
+
+
+def test_a_pod_that_left_the_source_keeps_what_it_has(node: Node) -> None:
+    """It may still be answering clients; its DEL takes everything away."""
+    node.add(tunnels=WANTED)
+    assert node.look(WEB).tunnelled_ips == {"10.244.2.1"}
+    assert node.configured == []
+
+
+def test_while_add_runs_the_pod_is_the_plugins(node: Node) -> None:
+    node.add(state=ADDING)
+    assert node.look(WEB, pods=(pod(),)).tunnelled_ips == {"10.244.2.1"}
+    assert node.configured == []
+
+
+def test_tunnels_of_a_standalone_pod_are_its_owners_matter(node: Node) -> None:
+    own = PodTunnels((Tunnel(("203.0.113.9",)),))
+    node.add(standalone=True, tunnels=own)
+    assert node.look(WEB, pods=(pod(),), full=True).tunnelled_ips == {"10.244.2.1"}
+    assert node.configured == []
+
+
+@pytest.mark.parametrize("now", [None, (4, 9999)])
+def test_the_record_of_a_pod_that_is_gone_is_removed(node: Node, now: tuple[int, int] | None) -> None:
+    """The path may even be another pod's by now."""
+    node.add()
+    if now is None:
+        node.netns.clear()
+    else:
+        node.netns[NETNS] = now
+    assert node.look(WEB, pods=(pod(),)).problems == []
+    assert node.configured == [] and node.record() is None
+
+
+@pytest.mark.parametrize("left", [{"state": ADDING}, {"standalone": True}, {}], ids=["adding", "standalone", "ready"])
+def test_a_full_comparison_removes_what_pods_left_that_are_gone(node: Node, left: dict[str, Any]) -> None:
+    """Without tunnels, too, and also where ADD was killed and no runtime calls GC."""
+    node.add(**left)
+    assert node.look(pods=(pod(),), full=True).attachments == 1
+    node.netns.clear()
+    assert node.look(pods=(pod(),)).attachments == 1
+    assert node.look(pods=(pod(),), full=True).attachments == 0
+    assert node.record() is None
+
+
+def test_a_pod_that_cannot_be_configured_is_told_tried_again_and_stops_no_other(node: Node) -> None:
+    node.add()
+    node.add("web-2")
+    node.refusal = PodError("cannot configure the pod in /run/netns/web-1", "EPERM adding 198.51.100.7 to lo")
+    result = node.look(WEB, pods=(pod(), pod("web-2")))
+    assert len(node.configured) == 2
+    assert {(p.reason, str(p.key)) for p in result.problems} == {
+        ("PodNotConfigured", "shop/web-1"),
+        ("PodNotConfigured", "shop/web-2"),
+    }
+    assert "EPERM adding 198.51.100.7 to lo" in result.problems[0].message
+    record = node.record()
+    assert record is not None and record.tunnels == PodTunnels(), "so the next look tries again"
+    node.refusal = None
+    assert set(node.look(WEB, pods=(pod(), pod("web-2"))).changed) == {"shop/web-1", "shop/web-2"}
+
+
+def test_a_record_of_a_pod_that_went_while_it_was_configured_does_not_come_back(node: Node) -> None:
+    node.add()
+    configure = node.configure
+
+    def and_gone(path: str, interface: str, wanted: PodTunnels, had: PodTunnels) -> list[str]:
+        node.netns.clear()
+        attachment.remove(str(node.run_dir), "pods", "web-1", "eth0")
+        return configure(path, interface, wanted, had)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cni_plugin.pod.configure", and_gone)
+        node.look(WEB, pods=(pod(),))
+    assert node.record() is None
+
+
+def test_a_record_that_cannot_be_read_is_told_and_stops_no_other(node: Node) -> None:
+    node.add()
+    Path(attachment.directory(str(node.run_dir)), "rubbish").write_bytes(b"\xc1")
+    result = node.look(WEB, pods=(pod(),))
+    assert set(result.changed) == {"shop/web-1"}
+    assert [p.reason for p in result.problems] == ["UnreadableRecord"]
+    assert "rubbish" in result.problems[0].message
+
+
+def test_an_endpoint_here_without_a_record_is_told_with_the_way_out(node: Node) -> None:
+    def with_pod(name: str, where: str = OTHER) -> TunnelService:
+        return replace(WEB, endpoints=(replace(endpoint("10.244.2.1", where), pod=ObjectKey("shop", name)),))
+
+    (problem,) = node.look(with_pod("old")).problems
+    assert problem.reason == "NoAttachment"
+    assert "pod shop/old, an endpoint of Service shop/web" in problem.message
+    assert "adopt" in problem.message
+    assert node.look(with_pod("old", "elsewhere")).problems == []
+    assert node.look(with_pod("done"), pods=(pod("done", finished=True),)).problems == []
+    node.add("old")
+    assert node.look(with_pod("old")).problems == []
+
+
+def test_a_second_interface_bears_no_tunnels_and_takes_none_away(node: Node) -> None:
+    """As multus adds: packets come to the pod's own address, that of eth0, which keeps what it has."""
+    node.add(tunnels=WANTED)
+    for number, had in enumerate((NOTHING, WANTED), 1):
+        node.add(interface=f"net{number}", ips=("172.16.0.2",), tunnels=had)
+    result = node.look(WEB, pods=(pod(),), full=True)
+    assert [interface for _, interface, _ in node.configured] == ["eth0"]
+    for number in (1, 2):
+        second = attachment.read(str(node.run_dir), "pods", "web-1", f"net{number}")
+        assert second is not None and second.tunnels == NOTHING
+    assert result.tunnelled_ips == {"10.244.2.1"}
+
+
+def test_an_interface_that_is_the_only_one_of_ours_bears_the_tunnels(node: Node) -> None:
+    node.add(interface="net1")
+    node.add("web-2", interface="eth0")
+    node.look(WEB, pods=(pod(),))
+    assert [interface for _, interface, _ in node.configured] == ["net1"]
