@@ -181,6 +181,10 @@ def delete_elements(table: str, name: str, elements: Sequence[tuple[bytes, bytes
     return [_message(_DEL_ELEMENT, 0, body, what) for body in _elements(table, name, elements)]
 
 
+def delete_all_elements(table: str, name: str) -> Message:
+    return _message(_DEL_ELEMENT, 0, text(1, table) + text(2, name), f"emptying nf_tables set {name}")
+
+
 def _elements(table: str, name: str, elements: Sequence[tuple[bytes, bytes]]) -> Iterator[bytes]:
     for start in range(0, len(elements), _PORTION):
         items = [
@@ -280,7 +284,7 @@ _ADD_TO_SET, _UPDATE_SET, _DELETE_FROM_SET = 0, 1, 2
 
 
 def update_map(name: str, data: int, register: int = REGISTER) -> bytes:
-    """Puts key and data of a packet into a map, or makes the element's timeout begin again."""
+    """Puts key and data of a packet into a map; where the key is there its timeout begins again, with the old data."""
     return _expression("dynset", text(1, name), be32(3, 1), be32(4, register), be32(5, data))
 
 

@@ -118,6 +118,14 @@ def _change_elements(argument: Any, _: Socket, netfilter: Socket) -> None:
     nftables.commit(netfilter, messages)
 
 
+def _forget_vips(gone: Any, _: Socket, netfilter: Socket) -> None:
+    messages = []
+    for name, members in gone.items():
+        messages += nftables.delete_elements(ruleset.TABLE, name, sorted(members))
+    replies = [f"{name}{ip_version}" for name in ruleset.REPLIES for ip_version in (4, 6)]
+    nftables.commit(netfilter, messages + [nftables.delete_all_elements(ruleset.TABLE, name) for name in replies])
+
+
 _KINDS: dict[str, Callable[[Any, Socket, Socket], None]] = {
     "netlink": _netlink,
     "device_address": _device_address,
@@ -127,5 +135,6 @@ _KINDS: dict[str, Callable[[Any, Socket, Socket], None]] = {
     "install_ruleset": _install_ruleset,
     "remove_ruleset": _remove_ruleset,
     "change_elements": _change_elements,
+    "forget_vips": _forget_vips,
     "nftables": _nftables,
 }

@@ -89,7 +89,7 @@ def add(state: PodState) -> Iterable[Operation]:
 def remove(state: PodState) -> Iterable[Operation]:
     """The operations that put everything back, also where somebody was interrupted."""
     before = {name: int.from_bytes(min(found)[0], "big") for name, found in remembered(state).items()}
-    if state.label_routed:
+    if state.label_routed or state.label_guard is not None:  # a stranger may have taken one of them
         yield from set_sysctl(state, LABEL_INPUT.format(state.interface.name), "0")
     yield from set_sysctl(state, "ipv4/conf/lo/rp_filter", str(before["lo_rp_filter"]))
     # The label goes last: by it a later call knows that the rest is ours, whatever became of the table.

@@ -176,6 +176,8 @@ def _elements(wanted: PodTunnels) -> dict[str, frozenset[tuple[bytes, bytes]]]:
                 real = nftables.key_bytes(key, (raw, protocols[remap.protocol], target))
                 sets[f"remap{ip_version}"].add((seen, target))
                 sets[f"unmap{ip_version}"].add((real, port))
+    for ip_version in (4, 6):
+        sets[f"odd{ip_version}"] = set(sorted(sets[f"vips{ip_version}"])[1::2])
     for source in wanted.sources:
         sets[f"sources{version(source)}"].add((pack(source), b""))
     if wanted.sources:
@@ -362,7 +364,10 @@ def _ruleset(target: _Target, state: PodState) -> Iterable[Operation]:
 
 
 def _forget_elements(target: _Target, state: PodState) -> Iterable[Operation]:
-    """VIPs leave the set last: while an address is still there, the set must say that it is ours."""
+    """VIPs leave the set last: while an address is still there, the set must say that it is ours.
+
+    With them goes what the pod remembers of UDP clients, who might be answered from a VIP that is no more.
+    """
     if not target.vips:
         if state.ruleset is not None:
             yield Operation("remove_ruleset", "remove the nf_tables rules")
@@ -371,4 +376,4 @@ def _forget_elements(target: _Target, state: PodState) -> Iterable[Operation]:
         return  # the table is new and has what it is to have
     gone = {name: state.elements.get(name, frozenset()) - target.elements[name] for name in ("vips4", "vips6")}
     if any(gone.values()):
-        yield Operation("change_elements", "forget VIPs in nf_tables sets", (gone, {}))
+        yield Operation("forget_vips", "forget VIPs in nf_tables sets", gone)

@@ -21,7 +21,7 @@ import zlib
 from cni_plugin.netlink import Message
 from cni_plugin.netlink import nftables as nft
 from cni_plugin.netlink.nftables import DATA, INET_SERVICE, NETWORK_HEADER, REGISTER, TCP, TRANSPORT_HEADER, UDP
-from cni_plugin.pod.ruleset import BEFORE, SETS, TABLE, key_type
+from cni_plugin.pod.ruleset import BEFORE, REPLIES, SETS, TABLE, key_type
 from cni_plugin.tunnel import VXLAN_GPE_PORT
 
 RAW, MANGLE = -300, -150
@@ -46,11 +46,11 @@ def _sets() -> list[Message]:
             identifier += 1
             data = INET_SERVICE if name in ("remap", "unmap") else None
             messages.append(nft.add_set(TABLE, f"{name}{ip_version}", identifier, key_type(name, ip_version), data))
-        identifier += 1
-        key = (address, INET_SERVICE, INET_SERVICE)
-        messages.append(
-            nft.add_set(TABLE, f"reply{ip_version}", identifier, key, address, timeout=_REPLY_TIMEOUT, size=_REPLY_SIZE)
-        )
+        for name in REPLIES:
+            identifier += 1
+            key = (address, INET_SERVICE, INET_SERVICE)
+            timed = {"timeout": _REPLY_TIMEOUT, "size": _REPLY_SIZE}
+            messages.append(nft.add_set(TABLE, f"{name}{ip_version}", identifier, key, address, **timed))
     return messages
 
 
@@ -77,9 +77,8 @@ def _rules(ip_version: int) -> list[Message]:
     family = nft.ip_version(_FAMILY[ip_version])
     size = _BYTES[ip_version]
     source_at, destination_at = _SOURCE_AT[ip_version], _DESTINATION_AT[ip_version]
-    vips, sources, remap, unmap, reply = (
-        f"{name}{ip_version}" for name in ("vips", "sources", "remap", "unmap", "reply")
-    )
+    vips, odd, sources, remap, unmap = (f"{name}{ip_version}" for name in ("vips", "odd", "sources", "remap", "unmap"))
+    reply, reply_odd = (f"{name}{ip_version}" for name in REPLIES)
 
     def rule(chain: str, *expressions: bytes) -> Message:
         return nft.add_rule(TABLE, chain, family, *expressions)
@@ -89,7 +88,6 @@ def _rules(ip_version: int) -> list[Message]:
     third = second + 1
     to_vip = nft.load(NETWORK_HEADER, destination_at, size) + nft.lookup(vips)
     not_to_vip = nft.load(NETWORK_HEADER, destination_at, size) + nft.lookup(vips, invert=True)
-    destination = nft.load(NETWORK_HEADER, destination_at, size, DATA)
     messages = []
 
     # Only the nodes may send encapsulated packets, where these are known.
@@ -126,42 +124,57 @@ def _rules(ip_version: int) -> list[Message]:
         messages.append(port_of("leaving", unmap, source_at, 0, protocol, checksum))
     messages.append(rule("arriving", *_quoted_port(ip_version, remap, second, third)))
 
-    # Which VIP a UDP client talks to, by its address and port and our port; a client that turns to the
-    # pod's own address from the same port is answered from there again.
-    conversation = (
+    # Which VIP a UDP client talks to, by its address and port and our port. An update leaves the VIP that an element
+    # has, so a client that turns to another one from the same port is remembered in the other map, and forgotten in
+    # the first. To forget and update one element for every packet would not do: the kernel keeps what a packet took
+    # out for up to a second, and refuses more than sixteen of one key.
+    client = (
         nft.load(NETWORK_HEADER, source_at, size),
         nft.load(TRANSPORT_HEADER, 0, 2, second),
         nft.load(TRANSPORT_HEADER, 2, 2, third),
     )
-    messages.append(
+    vip = nft.load(NETWORK_HEADER, destination_at, size, DATA)
+
+    def remember(which: tuple[bytes, ...], own: str, other: str) -> Message:
+        return rule(
+            "remember", nft.transport(UDP), *which, vip, *client, nft.forget(other, DATA), nft.update_map(own, DATA)
+        )
+
+    messages += [
+        remember((to_vip, nft.lookup(odd, invert=True)), reply, reply_odd),
+        remember((nft.load(NETWORK_HEADER, destination_at, size), nft.lookup(odd)), reply_odd, reply),
+        # A client that turns to the pod's own address is answered from there again.
         rule(
             "remember",
             nft.transport(UDP),
-            to_vip,
-            destination,
-            *conversation,
-            nft.forget(reply, DATA),  # an update leaves the VIP of a client's earlier question
-            nft.update_map(reply, DATA),
+            not_to_vip,
+            vip,
+            *client,
+            nft.forget(reply, DATA),
+            nft.forget(reply_odd, DATA),
+        ),
+    ]
+    for known in (reply, reply_odd):
+        messages.append(
+            rule(
+                "answer",
+                nft.transport(UDP),
+                nft.load(NETWORK_HEADER, source_at, size),
+                nft.lookup(vips, invert=True),
+                nft.load(NETWORK_HEADER, destination_at, size),
+                nft.load(TRANSPORT_HEADER, 2, 2, second),
+                nft.load(TRANSPORT_HEADER, 0, 2, third),
+                nft.lookup(known, data=DATA),
+                nft.store(
+                    NETWORK_HEADER,
+                    source_at,
+                    size,
+                    DATA,
+                    checksum_at=10 if ip_version == 4 else None,
+                    pseudo_header=True,
+                ),
+            )
         )
-    )
-    messages.append(
-        rule("remember", nft.transport(UDP), not_to_vip, destination, *conversation, nft.forget(reply, DATA))
-    )
-    messages.append(
-        rule(
-            "answer",
-            nft.transport(UDP),
-            nft.load(NETWORK_HEADER, source_at, size),
-            nft.lookup(vips, invert=True),
-            nft.load(NETWORK_HEADER, destination_at, size),
-            nft.load(TRANSPORT_HEADER, 2, 2, second),
-            nft.load(TRANSPORT_HEADER, 0, 2, third),
-            nft.lookup(reply, data=DATA),
-            nft.store(
-                NETWORK_HEADER, source_at, size, DATA, checksum_at=10 if ip_version == 4 else None, pseudo_header=True
-            ),
-        )
-    )
     return messages
 
 

@@ -15,11 +15,18 @@ TABLE = "svctun"
 
 _ADDRESS = {4: IPV4_ADDRESS, 6: IPV6_ADDRESS}
 
-SETS = ("vips", "guarded", "sources", "remap", "unmap")
-"""The sets whose elements are configuration, each as `vips4` and `vips6`; packets fill `reply4` and `reply6`.
+SETS = ("vips", "odd", "guarded", "sources", "remap", "unmap")
+"""The sets whose elements are configuration, each as `vips4` and `vips6`.
 
-vips: the addresses that are ours in this pod. guarded: the IP version, when only `sources` may send
+vips: the addresses that are ours in this pod. odd: every other one of them. guarded: the IP version, when only `sources` may send
 encapsulated packets. remap: (VIP, protocol, Service port) -> the program's port; unmap: the way back.
+"""
+REPLIES = ("reply", "reply_odd")
+"""Maps that packets fill, each for both versions too: UDP client and port -> the VIP that it asked last.
+
+reply_odd is for the VIPs in `odd`: a client that turns from one VIP to the next, its port the same, is in the other
+map then. Where a pod has three VIPs or more of one version, those of one map can be mistaken for each other by a
+client that uses one port for both.
 """
 
 
@@ -40,7 +47,7 @@ def key_type(name: str, ip_version: int) -> tuple[nft.Type, ...]:
     address = _ADDRESS[ip_version]
     if name == "guarded":
         return (NF_PROTOCOL,)
-    return (address,) if name in ("vips", "sources") else (address, INET_PROTOCOL, INET_SERVICE)
+    return (address,) if name in ("vips", "odd", "sources") else (address, INET_PROTOCOL, INET_SERVICE)
 
 
 def install() -> list[Message]:
@@ -48,4 +55,4 @@ def install() -> list[Message]:
     return [nft.add_table(TABLE, FINGERPRINT), *(Message(*message) for message in MESSAGES)]
 
 
-__all__ = ["BEFORE", "FINGERPRINT", "SETS", "TABLE", "install", "key_type", "set_names"]
+__all__ = ["BEFORE", "FINGERPRINT", "REPLIES", "SETS", "TABLE", "install", "key_type", "set_names"]

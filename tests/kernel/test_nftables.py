@@ -59,6 +59,15 @@ def test_a_set_takes_any_number_of_elements_in_one_transaction(netns: str, count
         assert nftables.dump_elements(socket, ruleset.TABLE, "vips4") == []
 
 
+def test_a_set_is_emptied_whatever_is_in_it(netns: str) -> None:
+    with entered(netns), nftables.open_socket() as socket:
+        nftables.commit(socket, ruleset.install())
+        for count in (0, 1_000):
+            nftables.commit(socket, nftables.add_elements(ruleset.TABLE, "vips4", addresses(count)))
+            nftables.commit(socket, [nftables.delete_all_elements(ruleset.TABLE, "vips4")])
+            assert nftables.dump_elements(socket, ruleset.TABLE, "vips4") == []
+
+
 def test_an_element_of_a_map_moves_to_another_value_in_one_transaction(netns: str) -> None:
     key = nftables.key_bytes(ruleset.key_type("remap", 4), (bytes((198, 51, 100, 7)), b"\x06", pack(">H", 80)))
     old, new = [(key, pack(">H", 8080))], [(key, pack(">H", 9090))]
@@ -85,6 +94,10 @@ table inet svctun {
 	set vips4 {
 		type ipv4_addr
 		elements = { 198.51.100.7 }
+	}
+
+	set odd4 {
+		type ipv4_addr
 	}
 
 	set guarded4 {
@@ -126,12 +139,14 @@ RULES = {
     ),
     "remember": (
         "type filter hook prerouting priority mangle; policy accept;",
-        "{ip} daddr @vips{v} update @reply{v} {{ {ip} saddr . udp sport . udp dport : {ip} daddr }}",
-        "{ip} daddr != @vips{v} delete @reply{v} {{ {ip} saddr . udp sport . udp dport : {ip} daddr }}",
+        "{ip} daddr @vips{v} {ip} daddr != @odd{v} delete @reply_odd{v} {{ {client} }} update @reply{v} {{ {client} }}",
+        "{ip} daddr @odd{v} delete @reply{v} {{ {client} }} update @reply_odd{v} {{ {client} }}",
+        "{ip} daddr != @vips{v} delete @reply{v} {{ {client} }} delete @reply_odd{v} {{ {client} }}",
     ),
     "answer": (
         "type route hook output priority raw; policy accept;",
         "{ip} saddr != @vips{v} {ip} saddr set {ip} daddr . udp dport . udp sport map @reply{v}",
+        "{ip} saddr != @vips{v} {ip} saddr set {ip} daddr . udp dport . udp sport map @reply_odd{v}",
     ),
     "leaving": (
         "type filter hook postrouting priority raw; policy accept;",
@@ -161,7 +176,10 @@ def test_nft_reads_our_table_as_it_is_meant(netns: str) -> None:
         lines = [line.strip() for line in chains[name].splitlines()[1:] if line.startswith("\t\t")]
         plain = [line for line in lines if not line.startswith("icmp")]
         first, rest = [rule for rule in rules if "{" not in rule], [rule for rule in rules if "{" in rule]
-        expected = first + [rule.format(ip=ip, v=v) for ip, v in (("ip", 4), ("ip6", 6)) for rule in rest]
+        client = "{ip} saddr . udp sport . udp dport : {ip} daddr"
+        expected = first + [
+            rule.format(ip=ip, v=v, client=client.format(ip=ip)) for ip, v in (("ip", 4), ("ip6", 6)) for rule in rest
+        ]
         assert plain == expected
     assert "icmp type destination-unreachable" in chains["arriving"]
     assert "icmpv6 type < echo-request" in chains["arriving"]

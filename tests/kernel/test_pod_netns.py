@@ -420,3 +420,12 @@ def test_what_is_no_namespace_and_an_interface_that_is_not_there_are_named(netns
     with pytest.raises(pod.PodError) as raised:
         pod.configure(netns, "net1", web(VXLAN_GPE))
     assert "the pod has no interface 'net1', only lo, " in raised.value.details
+
+
+@pytest.mark.parametrize(("wanted", "kept"), [((VIP, OTHER), True), ((OTHER,), False)])
+def test_with_a_vip_goes_what_the_pod_remembers_of_udp_clients(netns: str, wanted: tuple[str, ...], kept: bool) -> None:
+    """One that always uses the same port would be answered from the old VIP for ever."""
+    pod.configure(netns, ETH0, PodTunnels((Tunnel((VIP,), VXLAN_GPE, ()),), SOURCES))
+    run(netns, "nft", f"add element inet {TABLE} reply4 {{ 203.0.113.1 . 5060 . 5060 timeout 3m : {VIP} }}")
+    pod.configure(netns, ETH0, PodTunnels((Tunnel(wanted, VXLAN_GPE, ()),), SOURCES))
+    assert ("203.0.113.1" in run(netns, "nft", "list", "map", "inet", TABLE, "reply4")) is kept

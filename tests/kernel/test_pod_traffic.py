@@ -13,6 +13,7 @@ from tests.kernel.conftest import MAPPED
 from tests.testbed import packets, traffic
 from tests.testbed.cluster import CLIENT
 from tests.testbed.scene import MAPPED_VIPS as VIPS
+from tests.testbed.scene import VIPS as OTHER_VIPS
 from tests.testbed.scene import Scene
 
 pytestmark = pytest.mark.parametrize("mode", MODES, scope="module")
@@ -91,6 +92,33 @@ def test_a_client_of_the_pods_own_address_is_answered_from_there(scene: Scene, v
             traffic.ask_udp, pod.address(version), 9090, source_port=24002, connected=False
         )
         assert found.name == pod.name
+
+
+@both_versions
+def test_a_client_that_asks_often_from_one_port_is_always_answered_from_the_vip(scene: Scene, version: int) -> None:
+    """As a resolver or a telephone does: each question passes through the pod's memory of its clients."""
+
+    def ask_often() -> set[str]:
+        with socket.socket(socket.AF_INET if version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as datagrams:
+            datagrams.settimeout(5)
+            names = set()
+            for _ in range(300):
+                datagrams.sendto(b"hello", (VIPS[version], 9090))
+                names.add(traffic.hear_udp(datagrams, VIPS[version], 9090).name)
+            return names
+
+    assert len(scene.cluster.client.call(ask_often)) == 1
+
+
+@both_versions
+def test_a_client_with_one_port_for_two_vips_is_answered_from_the_one_that_it_asked(scene: Scene, version: int) -> None:
+    """Buckets differ, so only some ports lead to the same pod by both VIPs: those that matter here."""
+    by_port: dict[int, list[str]] = {}
+    for vip in (VIPS[version], OTHER_VIPS[version], VIPS[version], OTHER_VIPS[version]):
+        for port in range(24100, 24116):
+            answer = scene.cluster.client.call(traffic.ask_udp, vip, 9090, source_port=port, connected=False)
+            by_port.setdefault(port, []).append(answer.name)
+    assert any(len(set(names)) == 1 for names in by_port.values())
 
 
 def test_the_vip_is_never_the_source_of_the_pods_own_connections(scene: Scene) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from install import cache
 from tests.testbed.namespaces import REPOSITORY
 
 SOURCES = ("cni_plugin", "install", "pyproject.toml")
@@ -49,10 +50,6 @@ def tree(folder: Path) -> dict[str, tuple[int, str]]:
     }
 
 
-def cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kube-service-tunnel"
-
-
 def test_twice_the_same_sources_give_twice_the_same_plugin(tmp_path: Path) -> None:
     here = sources(tmp_path / "one")
     build(here, tmp_path / "dist-one" / "service-tunnel", 0o022)
@@ -63,9 +60,10 @@ def test_twice_the_same_sources_give_twice_the_same_plugin(tmp_path: Path) -> No
     for path in there.rglob("*"):
         os.utime(path, (1_000_000_000, 1_000_000_000))
     # Another user's cache: the interpreter that freezes the plugin lies elsewhere, too.
-    shutil.copytree(cache() / "interpreter", tmp_path / "cache" / "kube-service-tunnel" / "interpreter", symlinks=True)
+    for interpreter in cache.folder().glob("interpreter-*"):
+        shutil.copytree(interpreter, tmp_path / "cache" / interpreter.name, symlinks=True)
     another = {
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "SVC_TUNNEL_CACHE": str(tmp_path / "cache"),
         "TZ": "Asia/Kathmandu",
         "LC_ALL": "C",
         "PYTHONHASHSEED": "7",

@@ -295,7 +295,9 @@ class SimulatedPod:
         name = found[2].rstrip(b"\0").decode()
         self._have(name in self.elements, errno.ENOENT, message)
         present = self.elements[name]
-        for _, item in items(found[3]):
+        if message.type == DEL_ELEMENT and 3 not in found:
+            present.clear()
+        for _, item in items(found.get(3, b"")):
             element = dict(items(item))
             key = dict(items(element[1]))[1]
             data = dict(items(element[2]))[1] if 2 in element else b""
