@@ -18,8 +18,8 @@ _ADDRESS = {4: IPV4_ADDRESS, 6: IPV6_ADDRESS}
 SETS = ("vips", "odd", "guarded", "sources", "remap", "unmap")
 """The sets whose elements are configuration, each as `vips4` and `vips6`.
 
-vips: the addresses that are ours in this pod. odd: every other one of them. guarded: the IP version, when only `sources` may send
-encapsulated packets. remap: (VIP, protocol, Service port) -> the program's port; unmap: the way back.
+vips: the addresses that are ours in this pod. odd: every other one of them. guarded: the IP version, when
+only `sources` may send encapsulated packets. remap: (VIP, protocol, Service port) -> the program's port; unmap: the way back.
 """
 REPLIES = ("reply", "reply_odd")
 """Maps that packets fill, each for both versions too: UDP client and port -> the VIP that it asked last.
