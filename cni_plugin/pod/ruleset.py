@@ -19,7 +19,8 @@ SETS = ("vips", "odd", "guarded", "sources", "remap", "unmap")
 """The sets whose elements are configuration, each as `vips4` and `vips6`.
 
 vips: the addresses that are ours in this pod. odd: every other one of them. guarded: the IP version, when
-only `sources` may send encapsulated packets. remap: (VIP, protocol, Service port) -> the program's port; unmap: the way back.
+only `sources` may send encapsulated packets. remap: (VIP, protocol, Service port) -> the program's port; unmap: the
+way back.
 """
 REPLIES = ("reply", "reply_odd")
 """Maps that packets fill, each for both versions too: UDP client and port -> the VIP that it asked last.
