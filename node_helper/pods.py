@@ -16,7 +16,8 @@ from cni_plugin.attachment import Attachment
 from cni_plugin.tunnel import NOTHING, PodTunnels
 from node_helper.model import ObjectKey, Problem, Snapshot
 from node_helper.plan.attachments import bears_tunnels, find_pod, pod_tunnels
-from node_helper.services import ServiceIndex, TunnelService
+from node_helper.service_index import ServiceIndex
+from node_helper.services import TunnelService
 
 
 @dataclass(slots=True)

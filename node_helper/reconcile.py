@@ -20,7 +20,8 @@ from node_helper.plan.changes import after, router_changes
 from node_helper.plan.ingress import IngressPlanner, all_vips
 from node_helper.plan.state import HostFacts, HostWanted, RouterPresent, RouterWanted
 from node_helper.pods import PodKeeper, PodRound
-from node_helper.services import Resolver, ServiceIndex, TunnelService
+from node_helper.service_index import ServiceIndex
+from node_helper.services import Resolver, TunnelService
 from node_helper.settings import INGRESS, NODE, Settings, draining_mark
 from node_helper.tables import TableKeeper, TableRound
 

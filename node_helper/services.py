@@ -1,4 +1,4 @@
-"""From annotated Services to what they get: VIPs, mode, endpoints that take traffic, tunnels of each pod.
+"""From annotated Services to what they get: VIPs, mode, endpoints that take traffic.
 
 All judgement about what users wrote is here, so that planning sees only what is to be served. A fault
 costs its Service as little as possible (a bad VIP costs that VIP), costs no other Service anything, and is
@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
 
-from cni_plugin.tunnel import MODES, Remap, Tunnel
+from cni_plugin.tunnel import MODES
 from node_helper.model import (
     Endpoint,
     IPAddress,
     ObjectKey,
-    Pod,
     Problem,
     Service,
     ServicePort,
@@ -32,7 +30,6 @@ TUNNEL_TRAFFIC_POLICY = "cmd.nu/tunnel-traffic-policy"
 TUNNEL_BUCKETS = "cmd.nu/tunnel-buckets"
 
 _LOCAL_POLICY = {"Cluster": False, "Local": True}
-_Key = TypeVar("_Key")
 _NAMED = 3
 """Objects that a message names before it counts the rest."""
 
@@ -219,88 +216,6 @@ def usable_addresses(endpoints: Iterable[Endpoint]) -> tuple[str, ...]:
         # Ready and terminating but not serving: a pod of a Service that publishes addresses that are not ready.
         chosen = [endpoint for endpoint in endpoints if endpoint.terminating and (endpoint.serving or endpoint.ready)]
     return tuple(dict.fromkeys(str(endpoint.address) for endpoint in chosen))
-
-
-class ServiceIndex:
-    """Finds the Services in front of a pod without looking at each."""
-
-    def __init__(self, services: Iterable[TunnelService] = ()) -> None:
-        self._services: dict[ObjectKey, TunnelService] = {}
-        self._by_label: dict[tuple[str, str, str], tuple[TunnelService, ...]] = {}
-        self._by_pod: dict[ObjectKey, tuple[TunnelService, ...]] = {}
-        self._take(services)
-
-    def updated(self, services: Iterable[TunnelService]) -> ServiceIndex:
-        """The index of these Services, made from this one, which stays as it is."""
-        index = ServiceIndex()
-        index._services, index._by_label, index._by_pod = dict(self._services), dict(self._by_label), dict(self._by_pod)
-        index._take(services)
-        return index
-
-    def _take(self, services: Iterable[TunnelService]) -> None:
-        now = {service.key: service for service in services}
-        for key in changed_keys(self._services, now):
-            if key in self._services:
-                _change(self._by_label, _label_of(self._services[key]), self._services[key], there=False)
-                _change(self._by_pod, _pods_of(self._services[key]), self._services[key], there=False)
-            if key in now:
-                _change(self._by_label, _label_of(now[key]), now[key], there=True)
-                _change(self._by_pod, _pods_of(now[key]), now[key], there=True)
-        self._services = now
-
-    def in_front_of(self, pod: Pod) -> tuple[TunnelService, ...]:
-        """Services whose selector matches the pod or that have it as an endpoint, sorted by key."""
-        if pod.host_network or pod.finished:
-            return ()
-        found = {service.key: service for service in self._by_pod.get(pod.key, ())}
-        for name, value in pod.labels.items():
-            for service in self._by_label.get((pod.key.namespace, name, value), ()):
-                if service.selector.items() <= pod.labels.items():
-                    found[service.key] = service
-        return tuple(found[key] for key in sorted(found))
-
-
-def _label_of(service: TunnelService) -> Iterable[tuple[str, str, str]]:
-    if service.selector:
-        # One label of the selector is enough to find the Service by; the others are compared then.
-        name, value = max(service.selector.items())
-        yield service.key.namespace, name, value
-
-
-def _pods_of(service: TunnelService) -> set[ObjectKey]:
-    # Another namespace's pods do not get a VIP because someone's EndpointSlice names them.
-    pods = (endpoint.pod for endpoint in service.endpoints)
-    return {pod for pod in pods if pod is not None and pod.namespace == service.key.namespace}
-
-
-def _change(
-    index: dict[_Key, tuple[TunnelService, ...]], keys: Iterable[_Key], service: TunnelService, there: bool
-) -> None:
-    for key in keys:
-        found = tuple([other for other in index.get(key, ()) if other is not service])
-        if there:
-            found += (service,)
-        if found:
-            index[key] = found
-        else:
-            index.pop(key, None)
-
-
-def tunnels_for_pod(services: Iterable[TunnelService] | ServiceIndex, pod: Pod) -> tuple[Tunnel, ...]:
-    """What a pod is to have; nothing for pods of the host's network and finished ones.
-
-    For many pods make one `ServiceIndex` and hand that in.
-    """
-    index = services if isinstance(services, ServiceIndex) else ServiceIndex(services)
-    return tuple(
-        Tunnel(tuple(map(str, service.vips)), service.mode, remaps_for(service, pod))
-        for service in index.in_front_of(pod)
-    )
-
-
-def remaps_for(service: TunnelService, pod: Pod) -> tuple[Remap, ...]:
-    """The Service's ports that have another number in this pod; none of those that are ambiguous."""
-    return remaps_of(service.ports, pod.ports).remaps
 
 
 def _by_age(service: Service) -> tuple[bool, str, ObjectKey]:

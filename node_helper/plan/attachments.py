@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable
 
 from cni_plugin.tunnel import PodTunnels, Tunnel
 from node_helper.model import Node, ObjectKey, Pod, Snapshot
-from node_helper.services import ServiceIndex, TunnelService, tunnels_for_pod
+from node_helper.service_index import ServiceIndex, tunnels_for_pod
+from node_helper.services import TunnelService
 
 FIRST_INTERFACE = "eth0"
 

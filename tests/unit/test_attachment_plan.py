@@ -7,7 +7,8 @@ from ipaddress import ip_address, ip_network
 from cni_plugin.tunnel import GRE, PodTunnels
 from node_helper.model import Node, ObjectKey, Pod, Snapshot
 from node_helper.plan.attachments import bears_tunnels, find_pod, pod_tunnels, tunnel_sources
-from node_helper.services import ServiceIndex, TunnelService
+from node_helper.service_index import ServiceIndex
+from node_helper.services import TunnelService
 from tests.unit.planning import VIPS, service
 
 

@@ -16,7 +16,8 @@ from node_helper.model import Endpoint, Node, ObjectKey, Pod, Service, ServicePo
 from node_helper.plan.changes import after, router_changes
 from node_helper.plan.ingress import IngressPlanner, plan_ingress
 from node_helper.plan.state import HostFacts, Path, RouterPresent
-from node_helper.services import TUNNEL, TUNNEL_MODE, Resolver, ServiceIndex, tunnel_services
+from node_helper.service_index import ServiceIndex
+from node_helper.services import TUNNEL, TUNNEL_MODE, Resolver, tunnel_services
 from node_helper.tables import TableKeeper
 from node_helper.vips import VipRules, vip_range
 from tests.unit.planning import ME, OTHER
@@ -145,6 +146,7 @@ def test_services_are_judged_as_from_scratch(history: list[Callable[[Snapshot], 
         found = resolver.resolve(seen)
         assert found == tunnel_services(seen, rules, VXLAN_GPE)
         index = index.updated(found.services)
+        assert index.updated(found.services) is index
         for pod in seen.pods.values():
             assert index.in_front_of(pod) == ServiceIndex(found.services).in_front_of(pod)
 

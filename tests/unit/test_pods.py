@@ -15,7 +15,8 @@ from cni_plugin.pod import PodError
 from cni_plugin.tunnel import GRE, NOTHING, PodTunnels, Tunnel
 from node_helper.model import ObjectKey, Pod, Snapshot
 from node_helper.pods import PodKeeper, PodRound
-from node_helper.services import ServiceIndex, TunnelService
+from node_helper.service_index import ServiceIndex
+from node_helper.services import TunnelService
 from tests.unit.planning import OTHER, VIPS, endpoint, service
 
 NETNS, INODE = "/run/netns/web-1", 4711

@@ -12,15 +12,8 @@ from hypothesis import strategies as st
 
 from cni_plugin.tunnel import GRE, MODES, VXLAN_GPE, Remap, Tunnel
 from node_helper.model import Endpoint, Node, ObjectKey, Pod, Problem, Service, ServicePort, Snapshot
-from node_helper.services import (
-    Resolution,
-    ServiceIndex,
-    TunnelService,
-    remaps_for,
-    tunnel_services,
-    tunnels_for_pod,
-    usable_addresses,
-)
+from node_helper.service_index import ServiceIndex, remaps_for, tunnels_for_pod
+from node_helper.services import Resolution, TunnelService, tunnel_services, usable_addresses
 from node_helper.vips import VipRules, vip_range
 
 ANY = VipRules()

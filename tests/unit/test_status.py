@@ -8,7 +8,8 @@ from pathlib import Path
 from node_helper.model import ObjectKey, Problem, Snapshot
 from node_helper.plan.ingress import plan_ingress
 from node_helper.reconcile import Round
-from node_helper.services import ServiceIndex, TunnelService
+from node_helper.service_index import ServiceIndex
+from node_helper.services import TunnelService
 from node_helper.settings import Settings
 from node_helper.status import as_text, status
 from tests.unit.planning import ME, VIPS, endpoint, facts, service, tables
