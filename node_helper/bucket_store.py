@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from node_helper.file_stamp import FileStamp, is_settled, stamp_of
 from node_helper.model import ObjectKey
 
 _PLACE = Path(".service-tunnel") / "buckets"
@@ -24,8 +25,6 @@ _LOCK_WAIT = 2.0
 _LOCK_PAUSE = 0.005
 _LONGEST = 262144
 """Bytes: Kubernetes allows as much for all annotations of an object."""
-_SETTLED = 100_000_000
-"""Nanoseconds: a file changed more recently may change again without another time or size (ticks are coarse)."""
 
 
 class BucketStoreError(Exception):
@@ -57,18 +56,18 @@ class FolderBucketStore(BucketStore):
     def __init__(self, folder: str | Path) -> None:
         self.directory = Path(folder) / _PLACE
         self._folder = str(self.directory)
-        self._read: dict[ObjectKey, tuple[tuple[int, int, int], str]] = {}
-        """What files said, and their modification time, size and inode then: the same file says the same."""
+        self._read: dict[ObjectKey, tuple[FileStamp, str]] = {}
+        """What files said, and their stamps then: the same file says the same."""
 
     def read(self, key: ObjectKey) -> str | None:
         """The stored text, which may be rubbish; None where there is none. Raises BucketStoreError."""
         path = self._path(key)
         known = self._read.get(key)
         try:
-            if known is not None and known[0] == _stamp(os.stat(path)):
+            if known is not None and known[0] == stamp_of(os.stat(path)):
                 return known[1]
             with open(path, "rb") as file:
-                stamp = _stamp(os.fstat(file.fileno()))
+                stamp = stamp_of(os.fstat(file.fileno()))
                 # More than the limit is rubbish in any case, and enough of it to be seen as such.
                 text = file.read(_LONGEST + 1).decode(errors="replace")
         except (FileNotFoundError, NotADirectoryError):
@@ -76,7 +75,7 @@ class FolderBucketStore(BucketStore):
             return None
         except OSError as error:
             raise BucketStoreError(f"{path} cannot be read: {error.strerror}") from error
-        if time.time_ns() - stamp[0] > _SETTLED:
+        if is_settled(stamp):
             self._read[key] = stamp, text
         return text
 
@@ -129,7 +128,3 @@ class FolderBucketStore(BucketStore):
             yield
         finally:
             os.close(descriptor)
-
-
-def _stamp(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_mtime_ns, status.st_size, status.st_ino

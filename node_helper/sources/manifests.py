@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from node_helper.file_stamp import FileStamp, is_settled, stamp_of
 from node_helper.model import ObjectKey, Problem, Snapshot
 from node_helper.sources.documents import DocumentError, Lines, documents
 from node_helper.sources.folder_watch import FolderWatch, is_manifest
@@ -28,11 +28,7 @@ from node_helper.sources.kubernetes_objects import (
     snapshot_of,
 )
 
-_SETTLED = 100_000_000
-"""Nanoseconds: a file changed more recently may change again without another time or size (ticks are coarse)."""
-
-_Stamp = tuple[int, int, int]
-_NO_STAMP: _Stamp = (-1, -1, -1)
+_NO_STAMP: FileStamp = (-1, -1, -1)
 """Of a version that is read again in any case."""
 
 
@@ -40,8 +36,7 @@ _NO_STAMP: _Stamp = (-1, -1, -1)
 class _Version:
     """What a file said when it was read."""
 
-    stamp: _Stamp
-    """Modification time in nanoseconds, size, inode."""
+    stamp: FileStamp
     objects: Mapping[Identity, KubernetesObject]
     problems: tuple[Problem, ...] = ()
 
@@ -117,7 +112,7 @@ class ManifestFolder:
                 status = os.fstat(descriptor)
                 if not stat.S_ISREG(status.st_mode):
                     return None
-                stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+                stamp = stamp_of(status)
                 if before is not None and before.stamp == stamp:
                     return before
                 with open(descriptor, "rb", closefd=False) as file:
@@ -131,17 +126,17 @@ class ManifestFolder:
         self._watch.collect()
         if self._watch.being_written(name):
             return before
-        if time.time_ns() - status.st_mtime_ns < _SETTLED:
+        if not is_settled(stamp):
             stamp = _NO_STAMP
         return self._parsed(name, content, stamp, before)
 
     def _kept(
-        self, name: str, before: _Version | None, line: int | None, fault: str, stamp: _Stamp = _NO_STAMP
+        self, name: str, before: _Version | None, line: int | None, fault: str, stamp: FileStamp = _NO_STAMP
     ) -> _Version:
         objects = before.objects if before is not None else {}
         return _Version(stamp, objects, (self._unreadable(name, line, fault, bool(objects)),))
 
-    def _parsed(self, name: str, content: bytes, stamp: _Stamp, before: _Version | None) -> _Version:
+    def _parsed(self, name: str, content: bytes, stamp: FileStamp, before: _Version | None) -> _Version:
         try:
             found = documents(content, is_json=name.endswith(".json"))
         except DocumentError as error:
