@@ -143,23 +143,27 @@ def add_set(
     key: Sequence[Type],
     data: Type | None = None,
     family: int = INET,
-    **timed: int,
+    timeout: int = 0,
+    size: int = 0,
 ) -> Message:
     """A set, or a map where `data` is given.
 
-    `timeout` (milliseconds) and `size` (elements) together make it one that packets fill.
+    `timeout` (milliseconds) makes it one that packets fill, with at most `size` elements. The kernel makes room for
+    as many at once, 16 bytes for each; where none is given it begins small and stops at 65,535.
     """
-    flags = (_SET_MAP if data else 0) | (_SET_TIMEOUT | _SET_EVAL if timed else 0)
+    flags = (_SET_MAP if data else 0) | (_SET_TIMEOUT | _SET_EVAL if timeout else 0)
     number = 0
     for part in key:
         number = number << 6 | part.number
-    size = sum(part.padded for part in key) if len(key) > 1 else key[0].size
-    body = text(1, table) + text(2, name) + be32(3, flags) + be32(4, number) + be32(5, size)
+    key_size = sum(part.padded for part in key) if len(key) > 1 else key[0].size
+    body = text(1, table) + text(2, name) + be32(3, flags) + be32(4, number) + be32(5, key_size)
     if data:
         body += be32(6, data.number) + be32(7, data.size)
     body += be32(10, identifier)
-    if timed:
-        body += be64(11, timed["timeout"]) + nested(9, be32(1, timed["size"]))
+    if timeout:
+        body += be64(11, timeout)
+    if size:
+        body += nested(9, be32(1, size))
     return _message(_NEW_SET, CREATE, body, f"adding nf_tables set {name}", family)
 
 

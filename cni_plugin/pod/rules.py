@@ -25,9 +25,12 @@ from cni_plugin.pod.ruleset import BEFORE, REPLIES, SETS, TABLE, key_type
 from cni_plugin.tunnel import VXLAN_GPE_PORT
 
 RAW, MANGLE = -300, -150
-_REPLY_TIMEOUT = 180_000
-"""Milliseconds for which the VIP that a client used is kept after its last UDP packet."""
-_REPLY_SIZE = 65_535
+_REPLY_TIMEOUT = 60_000
+"""Milliseconds for which the VIP that a client used is kept after its last UDP packet.
+
+Whoever waits for longer keeps the way open himself, for the sake of firewalls and NAT. A map holds 65,535 clients:
+the longer each is kept, the fewer new ones can ask in a second.
+"""
 
 _ADDRESS = {4: nft.IPV4_ADDRESS, 6: nft.IPV6_ADDRESS}
 _FAMILY = {4: nft.IPV4, 6: nft.IPV6}
@@ -49,8 +52,7 @@ def _sets() -> list[Message]:
         for name in REPLIES:
             identifier += 1
             key = (address, INET_SERVICE, INET_SERVICE)
-            timed = {"timeout": _REPLY_TIMEOUT, "size": _REPLY_SIZE}
-            messages.append(nft.add_set(TABLE, f"{name}{ip_version}", identifier, key, address, **timed))
+            messages.append(nft.add_set(TABLE, f"{name}{ip_version}", identifier, key, address, timeout=_REPLY_TIMEOUT))
     return messages
 
 

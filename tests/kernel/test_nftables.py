@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from struct import pack
 
@@ -11,6 +12,9 @@ from cni_plugin.netlink import NETLINK_NETFILTER, NetlinkError, Socket, nftables
 from cni_plugin.netns import entered
 from cni_plugin.pod import ruleset
 from tests.kernel.private_netns import private_netns, run
+
+IP_PKTINFO = 8
+"""Not in the module `socket`."""
 
 
 @pytest.fixture
@@ -24,61 +28,76 @@ def addresses(count: int) -> list[tuple[bytes, bytes]]:
 
 
 def test_a_transaction_is_done_whole_or_not_at_all(netns: str) -> None:
-    with entered(netns), nftables.open_socket() as socket:
+    with entered(netns), nftables.open_socket() as netfilter:
         good = [nftables.add_table("one", b"note"), nftables.add_set("one", "set", 1, (nftables.IPV4_ADDRESS,))]
         bad = nftables.add_elements("one", "other", [(b"\1\2\3\4", b"")])
         with pytest.raises(NetlinkError, match=r"^ENOENT adding elements to nf_tables set other"):
-            nftables.commit(socket, [*good, *bad, nftables.add_table("two", b"")])
+            nftables.commit(netfilter, [*good, *bad, nftables.add_table("two", b"")])
         assert run(netns, "nft", "list", "tables") == ""
-        nftables.commit(socket, good)
-        assert nftables.table_userdata(socket, "one") == b"note"
-        assert nftables.table_userdata(socket, "two") is None
+        nftables.commit(netfilter, good)
+        assert nftables.table_userdata(netfilter, "one") == b"note"
+        assert nftables.table_userdata(netfilter, "two") is None
 
 
 def test_a_transaction_of_nothing_is_no_transaction(netns: str) -> None:
-    with entered(netns), nftables.open_socket() as socket:
-        nftables.commit(socket, [])
+    with entered(netns), nftables.open_socket() as netfilter:
+        nftables.commit(netfilter, [])
 
 
 def test_of_many_refused_messages_of_a_transaction_the_first_is_told(netns: str) -> None:
-    with entered(netns), nftables.open_socket() as socket:
+    with entered(netns), nftables.open_socket() as netfilter:
         messages = [m for i in range(4_000) for m in nftables.add_elements("gone", f"set{i}", [(b"\1\2\3\4", b"")])]
         with pytest.raises(NetlinkError, match=r"^ENOENT adding elements to nf_tables set set0"):
-            nftables.commit(socket, messages)
-        assert nftables.table_userdata(socket, "gone") is None, "the socket is as good as before"
+            nftables.commit(netfilter, messages)
+        assert nftables.table_userdata(netfilter, "gone") is None, "the socket is as good as before"
 
 
 @pytest.mark.parametrize("count", [1, 1_000, 20_000])
 def test_a_set_takes_any_number_of_elements_in_one_transaction(netns: str, count: int) -> None:
-    with entered(netns), nftables.open_socket() as socket:
-        nftables.commit(socket, ruleset.install())
+    with entered(netns), nftables.open_socket() as netfilter:
+        nftables.commit(netfilter, ruleset.install())
         elements = addresses(count)
-        nftables.commit(socket, nftables.add_elements(ruleset.TABLE, "vips4", elements))
-        assert sorted(nftables.dump_elements(socket, ruleset.TABLE, "vips4")) == elements
-        nftables.commit(socket, nftables.delete_elements(ruleset.TABLE, "vips4", elements))
-        assert nftables.dump_elements(socket, ruleset.TABLE, "vips4") == []
+        nftables.commit(netfilter, nftables.add_elements(ruleset.TABLE, "vips4", elements))
+        assert sorted(nftables.dump_elements(netfilter, ruleset.TABLE, "vips4")) == elements
+        nftables.commit(netfilter, nftables.delete_elements(ruleset.TABLE, "vips4", elements))
+        assert nftables.dump_elements(netfilter, ruleset.TABLE, "vips4") == []
 
 
 def test_a_set_is_emptied_whatever_is_in_it(netns: str) -> None:
-    with entered(netns), nftables.open_socket() as socket:
-        nftables.commit(socket, ruleset.install())
+    with entered(netns), nftables.open_socket() as netfilter:
+        nftables.commit(netfilter, ruleset.install())
         for count in (0, 1_000):
-            nftables.commit(socket, nftables.add_elements(ruleset.TABLE, "vips4", addresses(count)))
-            nftables.commit(socket, [nftables.delete_all_elements(ruleset.TABLE, "vips4")])
-            assert nftables.dump_elements(socket, ruleset.TABLE, "vips4") == []
+            nftables.commit(netfilter, nftables.add_elements(ruleset.TABLE, "vips4", addresses(count)))
+            nftables.commit(netfilter, [nftables.delete_all_elements(ruleset.TABLE, "vips4")])
+            assert nftables.dump_elements(netfilter, ruleset.TABLE, "vips4") == []
 
 
 def test_an_element_of_a_map_moves_to_another_value_in_one_transaction(netns: str) -> None:
     key = nftables.key_bytes(ruleset.key_type("remap", 4), (bytes((198, 51, 100, 7)), b"\x06", pack(">H", 80)))
     old, new = [(key, pack(">H", 8080))], [(key, pack(">H", 9090))]
-    with entered(netns), nftables.open_socket() as socket:
-        nftables.commit(socket, ruleset.install())
-        nftables.commit(socket, nftables.add_elements(ruleset.TABLE, "remap4", old))
+    with entered(netns), nftables.open_socket() as netfilter:
+        nftables.commit(netfilter, ruleset.install())
+        nftables.commit(netfilter, nftables.add_elements(ruleset.TABLE, "remap4", old))
         changes = nftables.delete_elements(ruleset.TABLE, "remap4", old)
-        nftables.commit(socket, changes + nftables.add_elements(ruleset.TABLE, "remap4", new))
-        assert nftables.dump_elements(socket, ruleset.TABLE, "remap4") == new
+        nftables.commit(netfilter, changes + nftables.add_elements(ruleset.TABLE, "remap4", new))
+        assert nftables.dump_elements(netfilter, ruleset.TABLE, "remap4") == new
         with pytest.raises(NetlinkError, match=r"^ENOENT reading nf_tables set nothing"):
-            nftables.dump_elements(socket, ruleset.TABLE, "nothing")
+            nftables.dump_elements(netfilter, ruleset.TABLE, "nothing")
+
+
+def test_as_many_udp_clients_are_remembered_as_come(netns: str) -> None:
+    """The maps are made without a size, so that a pod's do not take a mebibyte each; they grow."""
+    run(netns, "ip", "link", "set", "lo", "up")
+    with entered(netns), nftables.open_socket() as netfilter:
+        nftables.commit(
+            netfilter, ruleset.install() + nftables.add_elements(ruleset.TABLE, "vips4", [(bytes((127, 0, 0, 1)), b"")])
+        )
+        clients = range(1, 5_001)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+            for client in clients:  # 127.0.0.0/8 is all ours
+                source = pack("=i4s4s", 0, pack(">I", 0x7F010000 + client), bytes(4))
+                datagrams.sendmsg([b""], [(socket.IPPROTO_IP, IP_PKTINFO, source)], 0, ("127.0.0.1", 9))
+        assert len(nftables.dump_elements(netfilter, ruleset.TABLE, "reply4")) == len(clients)
 
 
 LISTING = """\
@@ -123,7 +142,7 @@ table inet svctun {
 		type ipv4_addr . inet_service . inet_service : ipv4_addr
 		size 65535
 		flags dynamic,timeout
-		timeout 3m
+		timeout 1m
 	}
 """
 RULES = {
@@ -166,9 +185,9 @@ def test_nft_reads_our_table_as_it_is_meant(netns: str) -> None:
         "sources4": (bytes((10, 0, 0, 1)), b""),
         "remap4": (seen, pack(">H", 8080)),
     }
-    with entered(netns), nftables.open_socket() as socket:
+    with entered(netns), nftables.open_socket() as netfilter:
         messages = [m for name, element in elements.items() for m in nftables.add_elements("svctun", name, [element])]
-        nftables.commit(socket, ruleset.install() + messages)
+        nftables.commit(netfilter, ruleset.install() + messages)
     listing = run(netns, "nft", "list", "ruleset")
     assert listing.startswith(LISTING)
     chains = {part.split(" ", 1)[0]: part for part in listing.split("\tchain ")[1:]}
