@@ -22,6 +22,12 @@ NAME = "demotest"
 """What these tests keep is not what somebody may be looking at."""
 
 
+def _with_a_terminals_signals() -> None:
+    """These tests may themselves run in the background, where Ctrl-C and hanging up are ignored, and inherited so."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @dataclass
 class Demo:
     """A demo as a process, with marks by which everything that it starts or writes is found."""
@@ -39,6 +45,7 @@ class Demo:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=_with_a_terminals_signals,
         )
 
     def run(self, *arguments: str) -> tuple[int, str]:
