@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cni_plugin import attachment, netns, pod
@@ -17,15 +18,24 @@ def clean(run_dir: Path, state_dir: Path, say: Callable[[str], None]) -> list[st
     Attachment records stay: they are the plugin's, which is still in the chain of running pods.
     """
     failures: list[str] = []
+
+    @contextmanager
+    def step(what: str) -> Iterator[None]:
+        """What of it fails is told by name, and keeps nothing else from going."""
+        say(what)
+        try:
+            yield
+        except OSError as error:
+            failures.append(f"{what}: {error}")
+
     run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     host = Host(run_dir)
     try:
-        say("VIP routes, labels, sets, iptables chains and borrowed sysctls of the host")
-        host.remove()
-        say("the router's namespace and its link")
-        Router().remove(host.route)
-    except OSError as error:
-        failures.append(str(error))
+        for what, remove in host.removals():
+            with step(what):
+                remove()
+        with step("the router's namespace and its link"):
+            Router().remove(host.route)
     finally:
         host.close()
     records, unreadable = attachment.read_all(str(run_dir))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -104,15 +104,25 @@ class Host:
                 if name.startswith("mpls/"):
                     self._sysctls.give_back(name)
 
-    def remove(self) -> None:
-        """Takes away everything of ours in the host's namespace except the link to the router."""
+    def removals(self) -> tuple[tuple[str, Callable[[], None]], ...]:
+        """What takes away everything of ours here except the link to the router: names and steps, in their order.
+
+        Each is worth doing although one before it failed. Sysctls come before the chains, which guard the loosened
+        devices; sets after them, since they name the sets.
+        """
         nothing = HostWanted()
-        self.withdraw(nothing)
-        for name in self._sysctls.borrowed():  # before what guards the loosened devices goes
+        return (
+            ("the host's VIP routes", lambda: self.withdraw(nothing)),
+            ("the host's borrowed sysctls", self._give_all_back),
+            ("the host's iptables chains", lambda: xtables.remove_host_chains(4)),
+            ("the host's ip6tables chains", lambda: xtables.remove_host_chains(6)),
+            ("the host's labels and the sets' members", lambda: self.tidy(nothing, full=True)),
+            ("the host's sets", ipsets.remove),
+        )
+
+    def _give_all_back(self) -> None:
+        for name in self._sysctls.borrowed():
             self._sysctls.give_back(name)
-        xtables.remove_host_chains()
-        self.tidy(nothing, full=True)
-        ipsets.remove()
 
     def loosen_towards(self, address: str) -> None:
         """Lets replies of a local pod in, before the pod begins: see `sysctl.loosen`."""

@@ -89,16 +89,16 @@ def ensure_host_chains() -> bool:
     return changed
 
 
-def remove_host_chains() -> None:
+def remove_host_chains(version: int) -> None:
     """Takes our chains and the calls to them away, and touches no other rule. Raises CommandFailed."""
-    for tool in _TOOLS.values():
-        for (table, chain), builtin in HOST_CHAINS.items():
-            lines = run([f"{tool}-save", "-t", table]).splitlines()
-            text = [f"-D {builtin} -j {chain}"] * lines.count(f"-A {builtin} -j {chain}")
-            if any(line.startswith(f":{chain} ") for line in lines):
-                text += [f"-F {chain}", f"-X {chain}"]
-            if text:
-                run([f"{tool}-restore", "-w", "--noflush"], "\n".join([f"*{table}", *text, "COMMIT", ""]))
+    tool = _TOOLS[version]
+    for (table, chain), builtin in HOST_CHAINS.items():
+        lines = run([f"{tool}-save", "-t", table]).splitlines()
+        text = [f"-D {builtin} -j {chain}"] * lines.count(f"-A {builtin} -j {chain}")
+        if any(line.startswith(f":{chain} ") for line in lines):
+            text += [f"-F {chain}", f"-X {chain}"]
+        if text:
+            run([f"{tool}-restore", "-w", "--noflush"], "\n".join([f"*{table}", *text, "COMMIT", ""]))
 
 
 def _sealed(saved: str, chain: str, seal: str, rules: Sequence[str]) -> bool:

@@ -8,7 +8,10 @@ import pytest
 
 from tests.testbed import traffic
 from tests.testbed.cluster import CLIENT
+from tests.testbed.cni import Pod
 from tests.testbed.scene import VIPS, Scene
+
+both_versions = pytest.mark.parametrize("version", [4, 6])
 
 BAD_SERVICES = {
     # name: (annotations, reason of the problem, what its message must name)
@@ -19,8 +22,15 @@ BAD_SERVICES = {
     "of-a-pod": ({"cmd.nu/tunnel": "10.244.3.200"}, "VIPNotAllowed", "10.244.3.0/24"),
     "multicast": ({"cmd.nu/tunnel": "224.0.0.5"}, "VIPNotAllowed", "multicast"),
     "unknown-mode": ({"cmd.nu/tunnel": "198.51.100.78", "cmd.nu/tunnel-mode": "ipip"}, "UnknownMode", "ipip"),
+    "of-a-pod-in-ipv6": ({"cmd.nu/tunnel": "fd00:10:244:3::200"}, "VIPNotAllowed", "fd00:10:244:3::/64"),
+    "link-local": ({"cmd.nu/tunnel": "fe80::7"}, "VIPNotAllowed", "link-local"),
+    "taken-in-ipv6": ({"cmd.nu/tunnel": f"{VIPS[6]}"}, "VIPTaken", "default/web"),
     "no-endpoints": ({"cmd.nu/tunnel": "198.51.100.79"}, "NoEndpoints", "selector"),
 }
+WITHOUT_PODS = ("no-endpoints",)
+"""All others are before the pods of `web`: what is not refused would be served."""
+ACCEPTED = {4: {VIPS[4], "198.51.100.77", "198.51.100.80"}, 6: {VIPS[6]}}
+"""The good Service's, the good member of a list, and that of an endpoint that is there, if without a tunnel."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +40,8 @@ def scene() -> Iterator[Scene]:
         # A pod without our plugin in its chain, behind a Service of its own: an endpoint without record.
         scene.apply_service("stranger", "198.51.100.80")
         for name, (annotations, _, _) in BAD_SERVICES.items():
-            scene.manifests.apply_service(name, annotations)
+            selector = {"app": name if name in WITHOUT_PODS else "web"}
+            scene.manifests.apply_service(name, annotations, selector)
         scene.manifests.write("broken.yaml", "kind: Service\nmetadata: {name: [unclosed\n")
         scene.add_pods([("worker1", "pod1"), ("worker2", "pod2")], {"app": "web"})
         chain = dict(scene.cluster.chain("worker1"))
@@ -39,14 +50,23 @@ def scene() -> Iterator[Scene]:
         scene.sync()
         scene.wait(lambda: len(problems(scene, "ingress1")) >= len(BAD_SERVICES), "problems")
         scene.wait(lambda: all(scene.announced(vip) for vip in VIPS.values()), "the good Service")
+        scene.wait(lambda: all(scene.announced(vip) for vip in ACCEPTED[4]), "what is accepted beside it")
+        pods = [pod for pod in scene.cluster.pods if pod.labels["app"] == "web"]
+        scene.wait(lambda: all(ACCEPTED[4] - {"198.51.100.80"} <= on_lo(pod, 4) for pod in pods), "the pods' VIPs")
         yield scene
+
+
+def on_lo(pod: Pod, version: int) -> set[str]:
+    """The addresses on a pod's `lo` but for the loopback ones."""
+    shown = pod.place.run("ip", "-brief", f"-{version}", "addr", "show", "dev", "lo", "scope", "global").stdout
+    return {word.partition("/")[0] for word in shown.split()[2:]}
 
 
 def problems(scene: Scene, node: str) -> dict[tuple[str, str], str]:
     return {(p["reason"], p["object"]): p["message"] for p in scene.helpers[node].status()["problems"]}
 
 
-@pytest.mark.parametrize("version", [4, 6])
+@both_versions
 def test_the_good_service_works(scene: Scene, version: int) -> None:
     assert scene.cluster.client.call(traffic.ask_tcp, VIPS[version], 8080).client == CLIENT[version]
     assert scene.cluster.client.call(traffic.ask_udp, VIPS[version], 8080).client == CLIENT[version]
@@ -66,11 +86,19 @@ def test_the_good_member_of_a_list_with_a_bad_one_is_served(scene: Scene) -> Non
     assert services["default/one-bad-member"]["vips"] == ["198.51.100.77"]
 
 
-def test_no_refused_address_reaches_the_kernel(scene: Scene) -> None:
-    host = scene.cluster.nodes["ingress1"].host
-    routed = {line.split()[0] for line in host.run("ip", "route", "show", "proto", "116").stdout.splitlines()}
-    # 198.51.100.80 is allowed, and its endpoint is there, if without a tunnel.
-    assert routed == {VIPS[4], "198.51.100.80"}
+@both_versions
+def test_no_refused_address_reaches_the_kernel(scene: Scene, version: int) -> None:
+    for node in scene.cluster.nodes.values():
+        shown = node.host.run("ip", f"-{version}", "route", "show", "proto", "116").stdout
+        routed = {line.split()[0] for line in shown.splitlines()}
+        assert routed == (ACCEPTED[version] if node in scene.cluster.ingress_nodes else set())
+        saved = node.host.run("ipset", "save", f"svctun-vips{version}").stdout.splitlines()
+        members = {line.split()[2] for line in saved if line.startswith("add ")}
+        # That without endpoints leads nowhere, but is allowed.
+        assert members == ACCEPTED[version] | ({"198.51.100.79"} if version == 4 else set())
+    for name, node_name in (("pod1", "worker1"), ("pod2", "worker2")):
+        found = on_lo(scene.cluster.nodes[node_name].pods[name], version)
+        assert found == ACCEPTED[version] - {"198.51.100.80"}
 
 
 def test_an_unreadable_file_is_named_and_the_others_go_on(scene: Scene) -> None:

@@ -145,9 +145,12 @@ class Scene:
         for node in nodes:
             self.wait(self.helpers[node].synced, f"the helper on {node}")
 
-    def helper_command(self, node: str, *arguments: str) -> str:
-        """Output of `service-tunnel-helper` with these arguments on a node; raises CommandFailed."""
-        environment = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    def helper_command(self, node: str, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+        """Output of `service-tunnel-helper` with these arguments on a node; raises CommandFailed.
+
+        `env`: variables that are to be others.
+        """
+        environment = {"PYTHONPATH": str(Path(__file__).parents[2]), **(env or {})}
         host = self.cluster.nodes[node].host
         return host.run(sys.executable, "-m", "node_helper.cli", *arguments, env=environment).stdout
 

@@ -117,10 +117,12 @@ def test_removal_takes_ours_and_nothing_else(tables: Tables) -> None:
     before = {key: {name: list(rules) for name, rules in chains.items()} for key, chains in tables.tables.items()}
     ensure_host_chains()
     tables.tables["iptables", "filter"]["FORWARD"].append("-j SERVICE-TUNNEL-FORWARD")  # a second call to it
-    remove_host_chains()
+    for version in (4, 6):
+        remove_host_chains(version)
     assert tables.tables == before
     count = tables.restored
-    remove_host_chains()
+    for version in (4, 6):
+        remove_host_chains(version)
     assert tables.restored == count
 
 
