@@ -48,6 +48,22 @@ class Remap(Record):
     """The port that the program listens on."""
 
 
+class HandOn(Record):
+    """Where a pod sends packets of connections that it does not know, of buckets that came to it from others.
+
+    The tunnel by which such a packet comes names, by its id, the endpoints that had the bucket before, the latest
+    first. The pod hands the packet on to the first of them, with the id that names the rest: every step shortens the
+    list, so no packet can go round in circles.
+    """
+
+    tunnel_id: int
+    """The id with which packets come: 24 bits, and not `TUNNEL_ID`."""
+    endpoint: str
+    """Address of the pod that had the bucket before."""
+    next_id: int
+    """The id with which the packet goes on; `TUNNEL_ID` where nobody else had the bucket."""
+
+
 class Tunnel(Record):
     """One Service's VIPs on a pod."""
 
@@ -55,6 +71,10 @@ class Tunnel(Record):
     """Addresses in canonical text form (RFC 5952 for IPv6), IPv4 and IPv6 mixed."""
     mode: str = VXLAN_GPE
     remaps: tuple[Remap, ...] = ()
+    hand_ons: tuple[HandOn, ...] = ()
+    """Only while buckets have moved lately."""
+    peers: tuple[str, ...] = ()
+    """Addresses of pods that may hand on packets for these VIPs to this pod."""
 
 
 class PodTunnels(Record):
@@ -77,6 +97,8 @@ def to_plain(pod: PodTunnels) -> dict[str, Any]:
                 "vips": list(tunnel.vips),
                 "mode": tunnel.mode,
                 "remaps": [[remap.protocol, remap.port, remap.target_port] for remap in tunnel.remaps],
+                "hand_ons": [[step.tunnel_id, step.endpoint, step.next_id] for step in tunnel.hand_ons],
+                "peers": list(tunnel.peers),
             }
             for tunnel in pod.tunnels
         ],
@@ -98,7 +120,18 @@ def from_plain(plain: Any) -> PodTunnels:
 def _tunnel(plain: Any) -> Tunnel:
     vips = tuple([_address(vip) for vip in _list(plain["vips"])])
     mode = _one_of(MODES, "mode", plain["mode"])
-    return Tunnel(vips, mode, tuple([_remap(*_list(remap)) for remap in _list(plain["remaps"])]))
+    return Tunnel(
+        vips,
+        mode,
+        tuple([_remap(*_list(remap)) for remap in _list(plain["remaps"])]),
+        # Records of the time before buckets could move without a loss have neither.
+        tuple([_hand_on(*_list(step)) for step in _list(plain.get("hand_ons", []))]),
+        tuple([_address(peer) for peer in _list(plain.get("peers", []))]),
+    )
+
+
+def _hand_on(tunnel_id: object, endpoint: object, next_id: object) -> HandOn:
+    return HandOn(_tunnel_id(tunnel_id), _address(endpoint), _tunnel_id(next_id))
 
 
 def _remap(protocol: object, port: object, target: object) -> Remap:
@@ -127,6 +160,12 @@ def _address(value: object) -> str:
 def _one_of(choices: tuple[str, ...], what: str, value: object) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"unknown {what} {value!r}: one of {', '.join(choices)}")
+    return value
+
+
+def _tunnel_id(value: object) -> int:
+    if type(value) is not int or not 0 < value < 1 << 24:
+        raise ValueError(f"tunnel id of 24 bits expected, not {value!r}")
     return value
 
 
