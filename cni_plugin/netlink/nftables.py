@@ -53,6 +53,8 @@ _SET_MAP, _SET_TIMEOUT, _SET_EVAL = 0x8, 0x10, 0x20
 
 _PORTION = 1000
 """Elements of one message: an attribute, and so a list of elements, holds 64 KiB; one element takes up to 48 bytes."""
+_DUMP_ATTEMPTS = 16
+"""The hash table doubles a dozen times at most, in milliseconds each, until it suits any number of elements."""
 
 # Registers of four bytes each; concatenated keys lie in consecutive ones.
 REGISTER = 8
@@ -199,16 +201,27 @@ def _elements(table: str, name: str, elements: Sequence[tuple[bytes, bytes]]) ->
 
 
 def dump_elements(socket: Socket, table: str, name: str, family: int = INET) -> list[tuple[bytes, bytes]]:
-    """(key, data) of all elements; raises NetlinkError ENOENT where there is no such set."""
-    found = []
+    """(key, data) of all elements, each once; raises NetlinkError ENOENT where there is no such set.
+
+    The kernel makes a set's hash table larger in the background, and a dump of several answers goes on by the number
+    of elements that it has told: when their order changes in between, some are told twice and as many not at all,
+    without a sign of interruption. A repeated element gives it away, and all are read again.
+    """
+    what = f"reading nf_tables set {name}"
     body = _general(family) + text(1, table) + text(2, name)
-    for answer in socket.dump(_SUBSYSTEM | _GET_ELEMENT, body, f"reading nf_tables set {name}"):
+    for _ in range(_DUMP_ATTEMPTS):
+        found = list(_elements_of(socket.dump(_SUBSYSTEM | _GET_ELEMENT, body, what)))
+        if len({key for key, _ in found}) == len(found):
+            return found
+    raise NetlinkError(4, what, f"its order changed at every one of {_DUMP_ATTEMPTS} attempts to read it")
+
+
+def _elements_of(answers: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    for answer in answers:
         for _, raw in attribute_list(attributes(answer, 4).get(3, b"")):
             element = attributes(raw)
             key = attributes(element.get(1, b"")).get(1, b"")
-            data = attributes(element.get(2, b"")).get(1, b"")
-            found.append((key, data))
-    return found
+            yield key, attributes(element.get(2, b"")).get(1, b"")
 
 
 # --- rules ----------------------------------------------------------------------------------------------
