@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,23 +22,35 @@ from tests.testbed.namespaces import REPOSITORY, CommandFailed, TestbedError
 FOUR_PODS = [("ingress1", "pod1"), ("ingress2", "pod2"), ("worker1", "pod3"), ("worker2", "pod4")]
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 10.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come within {seconds} s"
         time.sleep(0.01)
 
 
-def network_namespaces() -> set[int]:
-    """Inodes of the network namespaces that processes are in."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                found.add(os.stat(entry / "ns/net").st_ino)
-            except OSError:
-                continue
-    return found
+class Watched:
+    """Network namespaces held open from `with` on: the kernel gives the inode of one that has ended to the next."""
+
+    def __init__(self, *paths: str | Path) -> None:
+        self._open = [os.open(path, os.O_RDONLY | os.O_CLOEXEC) for path in paths]
+        self.all = {os.fstat(descriptor).st_ino for descriptor in self._open}
+
+    def inhabited(self) -> set[int]:
+        """Inodes of those in which there are processes."""
+        found = set()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with suppress(OSError):  # it ended while we looked
+                    found.add(os.stat(entry / "ns/net").st_ino)
+        return found & self.all
+
+    def __enter__(self) -> Watched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._open:
+            os.close(descriptor)
 
 
 @pytest.fixture(scope="module")
@@ -157,12 +170,13 @@ def test_two_testbeds_stand_side_by_side() -> None:
 def test_close_ends_processes_and_namespaces() -> None:
     cluster = Cluster([NodeSpec("node")])
     pod = cluster.add_pod("node", "pod")
-    own = {os.stat(place.netns()).st_ino for place in (cluster.client, cluster.nodes["node"].host, pod.place)}
-    stray = pod.place.popen("sh", "-c", "trap '' TERM; sleep 600 & wait", stdout=subprocess.PIPE)
-    wait_for(lambda: own <= network_namespaces(), "the process in the pod")
-    cluster.close()
-    assert stray.poll() is not None
-    wait_for(lambda: not network_namespaces() & own, "the end of all namespaces")
+    places = (cluster.client, cluster.nodes["node"].host, pod.place)
+    with Watched(*(place.netns() for place in places)) as watched:
+        stray = pod.place.popen("sh", "-c", "trap '' TERM; sleep 600 & wait", stdout=subprocess.PIPE)
+        wait_for(lambda: watched.inhabited() == watched.all, "the process in the pod")
+        cluster.close()
+        assert stray.poll() is not None
+        wait_for(lambda: not watched.inhabited(), "the end of all processes")
 
 
 def test_nothing_is_left_when_the_owner_is_killed() -> None:
@@ -179,12 +193,12 @@ cluster.client.run("sleep", "600", timeout=600)
         assert owner.stdout is not None
         prefix, *pids = owner.stdout.readline().split()
         assert Path(f"/run/netns/{prefix}node").exists()
-        own = {os.stat(f"/proc/{pid}/ns/net").st_ino for pid in pids}
-        own.add(os.stat(f"/proc/{pids[-1]}/root/run/netns/pod").st_ino)
-        wait_for(lambda: own <= network_namespaces(), "the process in the pod")
-        owner.send_signal(signal.SIGKILL)
-    wait_for(lambda: not any(Path("/proc", pid).exists() for pid in pids), "the end of the holders")
-    wait_for(lambda: not network_namespaces() & own, "the end of all namespaces")
+        paths = [f"/proc/{pid}/ns/net" for pid in pids] + [f"/proc/{pids[-1]}/root/run/netns/pod"]
+        with Watched(*paths) as watched:
+            wait_for(lambda: watched.inhabited() == watched.all, "the process in the pod")
+            owner.send_signal(signal.SIGKILL)
+            wait_for(lambda: not any(Path("/proc", pid).exists() for pid in pids), "the end of the holders")
+            wait_for(lambda: not watched.inhabited(), "the end of all processes")
     assert not list(Path("/run/netns").glob(f"{prefix}*"))
 
 
@@ -193,9 +207,10 @@ def test_a_kept_host_outlives_its_owner_until_it_is_told_to_end() -> None:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     pid = int(done.stdout)
-    kept = os.stat(f"/proc/{pid}/ns/net").st_ino
-    os.kill(pid, signal.SIGTERM)
-    wait_for(lambda: kept not in network_namespaces(), "the end of the kept host")
+    with Watched(f"/proc/{pid}/ns/net") as watched:
+        assert watched.inhabited()
+        os.kill(pid, signal.SIGTERM)
+        wait_for(lambda: not watched.inhabited(), "the end of the kept host")
 
 
 def test_a_visible_host_is_found_by_ip_netns_until_it_is_closed() -> None:
