@@ -8,10 +8,10 @@ PLUGIN_SOURCES := $(shell find cni_plugin -name '*.py') \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test lint unit kernel conformance vm bench fuzz plugin clean
+.PHONY: help setup demo test lint unit kernel conformance portability vm bench fuzz plugin clean
 
 help: ## what there is to make
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+	@awk -F ':[^#]*## ' '/^[a-z]+:[^#]*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## system packages and .venv, where they are missing
 	@install/setup.sh
@@ -19,7 +19,7 @@ setup: ## system packages and .venv, where they are missing
 demo: setup $(PLUGIN) ## the main job, shown on this machine (ARGS=--keep leaves it standing)
 	@$(PYTHON) -m tests.demo $(ARGS)
 
-test: setup $(PLUGIN) ## all tests: lint, unit, kernel here, conformance, kernel in the virtual machine
+test: setup $(PLUGIN) ## all tests: lint, unit, kernel here, portability, conformance, kernel in the virtual machine
 	@$(PYTHON) -m tests.run_all
 
 lint: setup ## format, style, types, import rules
