@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+from tests.conftest import EVERY_MODE
 from tests.kernel_features import lacking_modes
 from tests.vm.image import PROJECT
 
@@ -123,7 +124,7 @@ def kernel_in_vm() -> Outcome:
     options = f"-v -n {cpus} --dist loadscope -p no:cacheprovider --timeout={VM_TEST_LIMIT:.0f} --junitxml={relative}"
     ignored = " ".join(f"--ignore={path}" for path in NOT_IN_VM)
     pytest = f"python -m pytest tests/kernel {options} {ignored}"
-    script = f"uname -r >{release.relative_to(PROJECT)}; TEST_PATIENCE={VM_PATIENCE} {pytest}"
+    script = f"uname -r >{release.relative_to(PROJECT)}; TEST_PATIENCE={VM_PATIENCE} {EVERY_MODE}=1 {pytest}"
     harness = [sys.executable, "-m", "tests.vm", "--label=kernel-tests", f"--limit={VM_LIMIT:.0f}", f"--cpus={cpus}"]
     code = run(*harness, "--", "bash", "-c", script)
     where = f"VM, kernel {release.read_text().strip()}" if release.exists() else "VM, which did not start"
