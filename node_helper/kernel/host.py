@@ -59,6 +59,8 @@ class Host:
             self._link = None
         if wanted.router and self._link is None:
             self._ensure_link(facts)
+        elif wanted.router:
+            self._ensure_link_sysctls()
         if wanted.labels:
             self._ensure_mpls()
         self._put_labels(wanted.labels, facts)
@@ -149,9 +151,7 @@ class Host:
         link = self._device(HOST_DEVICE)
         if link is None:
             return
-        for name, value in (("accept_local", "1"), ("rp_filter", "2")):
-            if read_sysctl(f"ipv4/conf/{HOST_DEVICE}/{name}") != value:
-                write_sysctl(f"ipv4/conf/{HOST_DEVICE}/{name}", value)
+        self._ensure_link_sysctls()
         present = {found.address for found in rtnl.dump_addresses(self.route) if found.link == link.index}
         messages = [] if link.up else [rtnl.set_up(link.index, link.name)]
         messages += [
@@ -161,6 +161,12 @@ class Host:
         ]
         self.route.run(*messages)
         self._link = link.index
+
+    @staticmethod
+    def _ensure_link_sysctls() -> None:
+        for name, value in (("accept_local", "1"), ("rp_filter", "2")):
+            if read_sysctl(f"ipv4/conf/{HOST_DEVICE}/{name}") not in (value, None):
+                write_sysctl(f"ipv4/conf/{HOST_DEVICE}/{name}", value)
 
     def _vip_routes(self, full: bool) -> dict[str, list[rtnl.Route]]:
         if not full and self._routes is not None:

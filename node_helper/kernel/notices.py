@@ -22,9 +22,12 @@ from node_helper.plan.state import ANNOUNCED, FIRST_TABLE, FORWARDED
 
 # RTNLGRP_… of linux/rtnetlink.h
 _LINK, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV4_RULE = 1, 5, 7, 8
-_IPV6_ADDRESS, _IPV6_ROUTE, _MPLS_ROUTE, _IPV6_RULE, _NEXTHOP = 9, 11, 27, 19, 32
-_HOST_GROUPS = (_LINK, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV4_RULE, _IPV6_ADDRESS, _IPV6_ROUTE, _IPV6_RULE, _MPLS_ROUTE)
-_ROUTER_GROUPS = (*_HOST_GROUPS[:-1], _NEXTHOP)
+_IPV6_ADDRESS, _IPV6_ROUTE, _MPLS_ROUTE, _IPV6_RULE, _IPV4_NETCONF, _NEXTHOP = 9, 11, 27, 19, 24, 32
+_BOTH_GROUPS = (_LINK, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV4_RULE, _IPV6_ADDRESS, _IPV6_ROUTE, _IPV6_RULE)
+_HOST_GROUPS = (*_BOTH_GROUPS, _MPLS_ROUTE, _IPV4_NETCONF)
+_ROUTER_GROUPS = (*_BOTH_GROUPS, _NEXTHOP)
+_NEW_NETCONF = 80
+"""RTM_NEWNETCONF: somebody wrote a sysctl of a device, like `rp_filter`; be it ourselves, the sender is the kernel."""
 _LINKS = (rtnl.NEW_LINK, rtnl.DEL_LINK)
 _ADDRESSES = (rtnl.NEW_ADDRESS, rtnl.DEL_ADDRESS)
 _ROUTES = (rtnl.NEW_ROUTE, rtnl.DEL_ROUTE)
@@ -140,10 +143,12 @@ class News:
             if self._host is not None:
                 try:
                     for notice in self._host.read():
+                        told = True
+                        if notice[0] == _NEW_NETCONF:
+                            continue  # each cycle looks at the sysctls that count
                         tampered = tampered or _is_ours(notice)
                         if self._doubts is not None:
                             self._doubts.append(notice)
-                        told = True
                 except OSError:  # ENOBUFS: more than there was room for
                     self._doubts, told, tampered = None, True, True
             if self._router is not None:

@@ -11,7 +11,6 @@ from functools import partial
 import pytest
 
 from cni_plugin.tunnel import MODES, MPLS, overhead
-from tests.kernel.conftest import announce_where_served, places
 from tests.testbed import packets, traffic
 from tests.testbed.cluster import CLIENT
 from tests.testbed.cni import Pod
@@ -51,6 +50,32 @@ def test_a_udp_server_on_all_addresses_answers_from_the_vip(scene: Scene, versio
     for connected in (True, False):
         answer = scene.cluster.client.call(traffic.ask_udp, VIPS[version], 8080, connected=connected)
         assert answer.client == CLIENT[version]
+
+
+DUAL_STACK, ON_THE_VIP = 8091, 8092
+"""Ports of further servers in the pods: one socket on :: for both IP versions, or sockets bound to the VIPs."""
+
+
+@pytest.fixture(scope="module")
+def listeners(scene: Scene) -> Iterator[Scene]:
+    servers = [traffic.serve(pod, DUAL_STACK, dual_stack=True) for pod in scene.cluster.pods]
+    servers += [traffic.serve(pod, ON_THE_VIP, bind=list(VIPS.values())) for pod in scene.cluster.pods]
+    yield scene
+    for server in servers:
+        server.terminate()
+        server.wait(20)
+
+
+@both_versions
+@pytest.mark.parametrize("port", [DUAL_STACK, ON_THE_VIP])
+def test_servers_with_one_socket_for_both_versions_or_bound_to_the_vip_answer_from_the_vip(
+    listeners: Scene, version: int, port: int
+) -> None:
+    client = listeners.cluster.client
+    seen = f"::ffff:{CLIENT[4]}" if (version, port) == (4, DUAL_STACK) else CLIENT[version]
+    assert client.call(traffic.ask_tcp, VIPS[version], port).client == seen
+    for connected in (True, False):
+        assert client.call(traffic.ask_udp, VIPS[version], port, connected=connected).client == seen
 
 
 @both_versions
@@ -162,7 +187,10 @@ def test_a_download_over_a_narrow_path_completes(scene: Scene, version: int) -> 
 
 
 @both_versions
-def test_a_packet_too_big_for_the_encapsulation_is_answered(scene: Scene, mode: str, version: int) -> None:
+def test_a_packet_too_big_for_the_encapsulation_is_answered(by_ingress1: Scene, mode: str, version: int) -> None:
+    """By the ingress node, with an address of its own: clients' firewalls want to know who speaks."""
+    scene = by_ingress1
+    node = scene.cluster.nodes["ingress1"]
     limit = 1500 - overhead(mode, 4)
 
     def learned() -> int:
@@ -188,7 +216,14 @@ def test_a_packet_too_big_for_the_encapsulation_is_answered(scene: Scene, mode: 
             datagrams.recv(100)
             return mtu
 
-    assert scene.cluster.client.call(learned) == limit
+    with packets.Capture(scene.cluster.client, "eth0") as heard:
+        assert scene.cluster.client.call(learned) == limit
+        errors = heard.packets(lambda packet: packet.quoted is not None)
+    assert errors and {packet.source for packet in errors} == {node.addresses[version]}
+    assert {packet.icmp for packet in errors} == {(3, 4) if version == 4 else (2, 0)}
+    for packet in errors:
+        assert packet.mtu == limit and packet.quoted is not None
+        assert (packet.quoted.source, packet.quoted.destination) == (CLIENT[version], VIPS[version])
 
 
 @both_versions
@@ -197,34 +232,45 @@ def test_ten_megabytes_go_both_ways(scene: Scene, version: int) -> None:
     scene.cluster.client.call(traffic.download, VIPS[version], 8080, BIG, timeout=60)
 
 
-@pytest.mark.parametrize("rp_filter", [0, 2])
-def test_every_rp_filter_on_hosts_and_in_pods_is_survived(scene: Scene, mode: str, rp_filter: int) -> None:
-    """Strict filtering (1) is what all other tests here run with."""
-    vips = {4: f"198.51.100.3{rp_filter}", 6: f"2001:db8::3{rp_filter}"}
-    settings: dict[str, str | int] = {f"net.ipv4.conf.{which}.rp_filter": rp_filter for which in ("all", "default")}
-    strict: dict[str, str | int] = dict.fromkeys(settings, 1)
+@pytest.mark.parametrize(("of_hosts", "of_pods"), [(0, (0, 1)), (1, (2, 0)), (2, (1, 2))], ids=["0", "1", "2"])
+def test_every_rp_filter_on_hosts_and_in_pods_is_survived(
+    scene: Scene, mode: str, of_hosts: int, of_pods: tuple[int, int]
+) -> None:
+    """Also when pods inherit another value than their host has; the first is on the ingress node itself.
+
+    Strict filtering (1) on both is what all other tests here run with.
+    """
+    vips = {4: f"198.51.100.3{of_hosts}", 6: f"2001:db8::3{of_hosts}"}
+    filters = [f"net.ipv4.conf.{which}.rp_filter" for which in ("all", "default")]
     nodes = [node.host for node in scene.cluster.nodes.values()]
-    inherited = scene.cluster.pod_sysctls
+    usual = scene.cluster.pod_sysctls
+    name = f"filtered{of_hosts}"
+    places = ["ingress1", "ingress1" if mode == MPLS else "worker1"]
+    pods = []
     for host in nodes:
-        host.set_sysctls(settings | {"net.ipv4.conf.eth0.rp_filter": rp_filter})
-    scene.cluster.pod_sysctls = inherited | settings
-    name = f"filtered{rp_filter}"
+        host.set_sysctls(dict.fromkeys([*filters, "net.ipv4.conf.eth0.rp_filter"], of_hosts))
     try:
         scene.apply_service(name, ",".join(vips.values()))
-        pods = scene.add_pods([(places(mode)[0][0], name)], {"app": name})
+        for node, value in zip(places, of_pods, strict=True):
+            scene.cluster.pod_sysctls = usual | dict.fromkeys(filters, value)
+            pods += scene.add_pods([(node, f"{name}-{value}")], {"app": name})
         scene.sync()
         scene.settle()
-        announce_where_served(scene, mode, vips)
         for version, vip in vips.items():
-            assert scene.cluster.client.call(traffic.ask_tcp, vip, 8080).client == CLIENT[version]
-            assert scene.cluster.client.call(traffic.ask_udp, vip, 8080).client == CLIENT[version]
-            scene.cluster.client.call(traffic.ping, vip)
+            scene.cluster.announce(vip, ["ingress1"])
+            flows = scene.cluster.client_flows(version, 20)
+            for ask in (traffic.udp_flows, traffic.tcp_flows):
+                found = scene.cluster.client.call(ask, vip, 8080, flows)
+                assert len(found) == len(flows) and set(found.values()) == {pod.name for pod in pods}
+            for source in scene.cluster.client_addresses(version, 5):
+                scene.cluster.client.call(traffic.ping, vip, source=source)
         for host in nodes:
-            assert {host.sysctl(key) for key in settings} == {str(rp_filter)}
-        scene.remove_service(name)
-        scene.remove_pod(pods[0])
+            assert {host.sysctl(key) for key in filters} == {str(of_hosts)}
     finally:
-        scene.cluster.pod_sysctls = inherited
+        scene.cluster.pod_sysctls = usual
+        scene.remove_service(name)
+        for pod in pods:
+            scene.remove_pod(pod)
         for host in nodes:
-            host.set_sysctls(strict | {"net.ipv4.conf.eth0.rp_filter": 1})
+            host.set_sysctls(dict.fromkeys([*filters, "net.ipv4.conf.eth0.rp_filter"], 1))
         scene.resync()

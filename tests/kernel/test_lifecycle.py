@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from cni_plugin import attachment
-from tests.kernel.test_coexistence import picture, picture_of_pod
+from tests.kernel.pictures import picture, picture_of_pod
 from tests.testbed import traffic
 from tests.testbed.cni import PluginFailed
 from tests.testbed.holding import Held

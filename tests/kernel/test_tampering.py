@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.testbed import traffic
+from tests.testbed.cluster import CLIENT
 from tests.testbed.scene import VIPS, Scene
 
 IN_ROUTER = ("ip", "netns", "exec", "service-tunnel", "ip")
@@ -13,7 +15,7 @@ IN_ROUTER = ("ip", "netns", "exec", "service-tunnel", "ip")
 
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
-    with Scene(options=["--resync", "3600"]) as scene:
+    with Scene(options=["--resync", "3600"], rp_filter=1) as scene:
         scene.apply_service()
         scene.add_pods((("worker1", "pod1"), ("worker2", "pod2")), {"app": "web"})
         scene.sync()
@@ -53,3 +55,30 @@ def test_it_is_put_right_at_once(scene: Scene, command: tuple[str, ...]) -> None
     assert len(before) > 500
     scene.cluster.nodes["ingress1"].host.run(*command)
     scene.wait(lambda: picture(scene) == before, "the state is whole again", 20)
+
+
+@pytest.mark.parametrize(("node", "device"), [("worker1", "pod"), ("ingress1", "eth0"), ("ingress1", "svctun")])
+def test_a_device_that_someone_made_strict_again_is_loose_again_at_once(scene: Scene, node: str, device: str) -> None:
+    """As agents of network plugins do, who set `rp_filter` of the devices that they made at any time."""
+    at = scene.cluster.nodes[node]
+    name = at.pods["pod1"].host_device if device == "pod" else device
+    key = f"net.ipv4.conf.{name}.rp_filter"
+    assert at.host.sysctl(key) == "2"
+    at.host.set_sysctls({key: 1})
+    scene.wait(lambda: at.host.sysctl(key) == "2", "the device is loose again", 20)
+    for version, vip in VIPS.items():
+        assert scene.cluster.client.call(traffic.ask_tcp, vip, 8080).client == CLIENT[version]
+
+
+def test_what_a_device_was_before_is_remembered_although_someone_made_it_strict_meanwhile(scene: Scene) -> None:
+    at = scene.cluster.nodes["worker1"]
+    key = f"net.ipv4.conf.{at.pods['pod1'].host_device}.rp_filter"
+    at.host.set_sysctls({key: 1})
+    scene.wait(lambda: at.host.sysctl(key) == "2", "the device is loose again", 20)
+    scene.manifests.annotate("web", {"cmd.nu/tunnel": None})
+    try:
+        scene.wait(lambda: at.host.sysctl(key) == "1", "the device is as it was", 20)
+        assert at.host.sysctl("net.ipv4.conf.all.rp_filter") == "1"
+    finally:
+        scene.manifests.annotate("web", {"cmd.nu/tunnel": ",".join(VIPS.values())})
+        scene.settle()

@@ -14,7 +14,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tests.testbed.namespaces import Place
 from tests.testbed.server import SO_RCVBUFFORCE
@@ -57,6 +57,8 @@ class Packet:
     """MPLS labels in front of it, outermost first."""
     direction: str = ""
     """`in` or `out` of the device where it was captured."""
+    content: bytes = field(default=b"", repr=False, compare=False)
+    """The whole packet, from its IP header on."""
 
 
 def decode_frame(frame: bytes, *, ethernet: bool = True) -> Packet | None:
@@ -89,6 +91,7 @@ def decode(content: bytes) -> Packet | None:
             length=length,
             ttl=ttl,
             fragment=_fragment((ident_fragment & 0x1FFF) * 8, bool(ident_fragment & 0x2000)),
+            content=content[:length],
         )
         return _transport(head, content[(content[0] & 15) * 4 : length])
     if len(content) >= 40 and content[0] >> 4 == 6:
@@ -100,6 +103,7 @@ def decode(content: bytes) -> Packet | None:
             protocol=protocol,
             length=length + 40,
             ttl=ttl,
+            content=content[: length + 40],
         )
         rest = content[40 : length + 40]
         if protocol == FRAGMENT and len(rest) >= 8:

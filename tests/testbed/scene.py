@@ -136,6 +136,11 @@ class Scene:
         assert isinstance(self.objects, ClusterFolder)
         return self.objects
 
+    def change_plugin(self, **options: Any) -> None:
+        """Other values in the chain entry, for pods that are made from now on."""
+        for entry in self._ours:
+            entry.update(options)
+
     # --- helpers ------------------------------------------------------------------------------------------
 
     def start_helpers(self, nodes: Iterable[str], options: Sequence[str] = ()) -> None:

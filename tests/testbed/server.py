@@ -4,7 +4,8 @@ Every line over TCP and every datagram is answered by `<name> <client address> <
 Over TCP `big N` is answered by N bytes of `pattern`, and `sink N` takes N bytes in and then answers by
 `<name> <client address> <client port> <N> <crc32 of the bytes>`. The answer to a datagram `big N` has N
 bytes, the last of them blanks. It listens on IPv4 and IPv6 by sockets of
-their own, on 0.0.0.0 and :: unless told an address, like programs that know nothing of VIPs.
+their own, on 0.0.0.0 and :: unless told an address, like programs that know nothing of VIPs; or by one
+socket on :: for both, for which an IPv4 client's address is ::ffff:ADDRESS.
 
 One process for all clients, built from the standard library only: it starts fast also in a virtual
 machine. Prints `ready` when it listens.
@@ -113,11 +114,11 @@ class Connection:
         self._stream.close()
 
 
-def listener(kind: int, address: str, port: int) -> socket.socket:
+def listener(kind: int, address: str, port: int, dual_stack: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     found = socket.socket(family, kind)
     if family == socket.AF_INET6:
-        found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        found.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual_stack)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     found.bind((address, port))
     found.setblocking(False)
@@ -158,15 +159,15 @@ def answering(name: str, datagrams: socket.socket) -> Callable[[int], None]:
     return answer
 
 
-def serve(name: str, addresses: list[str], ports: list[int]) -> None:
-    """Answer forever."""
+def serve(name: str, addresses: list[str], ports: list[int], dual_stack: bool = False) -> None:
+    """Answer forever; with `dual_stack` sockets on :: take IPv4, too."""
     events = DefaultSelector()
     for address in addresses:
         for port in ports:
-            streams = listener(socket.SOCK_STREAM, address, port)
+            streams = listener(socket.SOCK_STREAM, address, port, dual_stack)
             streams.listen(4096)
             events.register(streams, EVENT_READ, accepting(name, streams, events))
-            datagrams = listener(socket.SOCK_DGRAM, address, port)
+            datagrams = listener(socket.SOCK_DGRAM, address, port, dual_stack)
             datagrams.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 23)
             events.register(datagrams, EVENT_READ, answering(name, datagrams))
     print("ready", flush=True)
@@ -180,8 +181,10 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="who it says it is")
     parser.add_argument("--port", type=int, action="append", required=True, help="TCP and UDP; repeatable")
     parser.add_argument("--bind", action="append", help="address, repeatable; default 0.0.0.0 and ::")
+    parser.add_argument("--dual-stack", action="store_true", help="one socket on :: for both IP versions")
     asked = parser.parse_args()
-    serve(asked.name, asked.bind or ["0.0.0.0", "::"], asked.port)
+    usual = ["::"] if asked.dual_stack else ["0.0.0.0", "::"]
+    serve(asked.name, asked.bind or usual, asked.port, asked.dual_stack)
 
 
 if __name__ == "__main__":

@@ -53,19 +53,23 @@ class Answer:
     """CRC-32 of what was sent to `sink`."""
 
 
-def serve(pod: Pod, *ports: int, bind: Sequence[str] = (), name: str = "") -> None:
+def serve(
+    pod: Pod, *ports: int, bind: Sequence[str] = (), name: str = "", dual_stack: bool = False
+) -> subprocess.Popen[str]:
     """Start the server in a pod, on 0.0.0.0 and :: or on the addresses of `bind`, and wait until it listens.
 
-    It says that it is the pod unless it is given a `name`.
+    With `dual_stack` one socket on :: serves both IP versions. It says that it is the pod unless it is given a `name`.
     """
     program = str(Path(__file__).with_name("server.py"))
     options = [f"--port={port}" for port in ports or (8080,)] + [f"--bind={address}" for address in bind]
+    options += ["--dual-stack"] * dual_stack
     command = (sys.executable, "-ISE", program, f"--name={name or pod.name}", *options)
     # Not our own standard error: who reads that to its end would wait for the server of a kept pod.
     process = pod.place.popen(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert process.stdout is not None
     if (said := process.stdout.readline()) != "ready\n":
         raise TestbedError(f"the server in pod {pod.name} does not start: {said}{process.stdout.read()}")
+    return process
 
 
 def parse(text: bytes) -> Answer:
