@@ -189,11 +189,11 @@ def _unpack_map(body: bytes, at: int, length: int, depth: int) -> tuple[dict[Any
     return values, at
 
 
-def frame(message: object) -> bytes:
-    """A message as it goes over the socket: length, then msgpack. Raises WireError when it is too long."""
+def frame(message: object, limit: int = MESSAGE_LIMIT) -> bytes:
+    """A message as it goes over the socket: length, then msgpack. Raises WireError for more bytes than `limit`."""
     body = pack(message)
-    if len(body) > MESSAGE_LIMIT:
-        raise WireError(f"message of {len(body)} bytes, {MESSAGE_LIMIT} are allowed")
+    if len(body) > limit:
+        raise WireError(f"message of {len(body)} bytes, {limit} are allowed")
     return len(body).to_bytes(LENGTH_BYTES, "big") + body
 
 
@@ -205,13 +205,13 @@ def body_length(head: bytes, limit: int = MESSAGE_LIMIT) -> int:
     return length
 
 
-def receive(read: Callable[[int], bytes]) -> Any:
+def receive(read: Callable[[int], bytes], limit: int = MESSAGE_LIMIT) -> Any:
     """The next message from `read`, which like `socket.recv` returns at most that many bytes, b"" at the end.
 
-    Raises WireError for rubbish and when the other side ends before the message does; what `read` raises
+    Raises WireError for rubbish, for more bytes than `limit`, and when the other side ends before the message does; what `read` raises
     passes.
     """
-    return unpack(_read_all(read, body_length(_read_all(read, LENGTH_BYTES))))
+    return unpack(_read_all(read, body_length(_read_all(read, LENGTH_BYTES), limit)))
 
 
 def _read_all(read: Callable[[int], bytes], size: int) -> bytes:

@@ -11,7 +11,7 @@ import asyncio
 import errno
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ _PATIENCE = 5.0
 """Seconds for a peer to send its question, and again to take its answer."""
 _QUESTION_LIMIT = 64 << 10
 """Bytes of a question; a pod with a thousand addresses needs half of it."""
+ANSWER_LIMIT = 256 << 20
+"""Bytes of a long answer. The limit of messages is for what may come from anyone; the operator's command has looked
+who its helper is. 2,000 Services with 5 endpoints each take two megabytes."""
 _CONNECTIONS = 256
 """At once. One more, and the one that has been silent for longest goes: a thousand pods may start together, and
 the plugin tries again, but the limit on open files (often 1024) is what else the helper works with."""
@@ -40,9 +43,11 @@ class SocketTaken(Exception):
 class AskServer:
     """Answers questions by a table of handlers; root may ask, nobody else."""
 
-    def __init__(self, path: Path, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, path: Path, handlers: Mapping[str, Handler], long: Collection[str] = ()) -> None:
+        """`long`: questions whose answers may be of any length; those are packed beside the event loop."""
         self._path = path
         self._handlers = handlers
+        self._long = frozenset(long)
         self._server: asyncio.Server | None = None
         self._silent: dict[asyncio.StreamWriter, None] = {}
         """Connections that have not asked yet, oldest first."""
@@ -81,7 +86,7 @@ class AskServer:
                 async with asyncio.timeout(_PATIENCE):
                     asked = await self._asked(reader)
                 self._silent.pop(writer, None)
-                writer.write(_framed(await self._answer(asked)))
+                writer.write(await self._framed(asked, await self._answer(asked)))
                 async with asyncio.timeout(_PATIENCE):
                     await writer.drain()
                     writer.close()
@@ -127,12 +132,17 @@ class AskServer:
             _log.exception("a question on the socket failed", op=question.get("op"))
             return {"error": f"the helper failed on this question: {error!r} (see its log)"}
 
+    async def _framed(self, asked: object, answer: dict[str, Any]) -> bytes:
+        if isinstance(asked, dict) and str(asked.get("op")) in self._long:
+            return await asyncio.to_thread(_framed, answer, ANSWER_LIMIT)
+        return _framed(answer)
 
-def _framed(answer: dict[str, Any]) -> bytes:
+
+def _framed(answer: dict[str, Any], limit: int = wire.MESSAGE_LIMIT) -> bytes:
     try:
-        return wire.frame({"v": PROTOCOL, **answer})
+        return wire.frame({"v": PROTOCOL, **answer}, limit)
     except wire.WireError as error:
-        # Too long, as the status of a very large cluster, or a fault of ours.
+        # A fault of ours.
         _log.error("an answer could not be sent", error=str(error))
         return wire.frame({"v": PROTOCOL, "error": f"the helper failed on this question: {error}"})
 
@@ -158,7 +168,7 @@ def question(path: Path, op: str, **fields: Any) -> dict[str, Any]:
             if not trust.is_trusted(owner):
                 raise PermissionError(errno.EPERM, f"what listens there belongs to uid {owner}, not to root")
             connection.sendall(wire.frame({"v": PROTOCOL, "op": op, **fields}))
-            reply = wire.receive(connection.recv)
+            reply = wire.receive(connection.recv, ANSWER_LIMIT)
         except (OSError, wire.WireError) as error:
             raise ConnectionError(
                 f"no helper answers on {path}: {error} (is `run` running? another --socket?)"

@@ -151,14 +151,19 @@ def run(
 
 
 @main.command("status", context_settings=_ENVIRONMENT)
+@click.argument("services", nargs=-1, metavar="[SERVICE]...")
 @_socket
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
-def show_status(socket_path: Path, as_json: bool) -> None:
-    """Show what this node serves, by which endpoints, and what is wrong."""
-    from node_helper.status import as_text
+@click.option("--all", "all_of_it", is_flag=True, help="Each endpoint of every Service, and every problem.")
+@click.option("--json", "as_json", is_flag=True, help="For programs; always all of it.")
+def show_status(services: tuple[str, ...], socket_path: Path, all_of_it: bool, as_json: bool) -> None:
+    """Show what this node serves, by which endpoints, and what is or was wrong.
 
-    data = _ask(socket_path, "status")["status"]
-    click.echo(json.dumps(data, indent=2) if as_json else as_text(data))
+    SERVICE chooses some: namespace/name, a name, VIP, endpoint, pod or node; a pattern of * and ? fits, too.
+    """
+    from node_helper.status_text import as_text
+
+    shown = _ask(socket_path, "status", patterns=list(services))["status"]
+    click.echo(json.dumps(shown, indent=2) if as_json else as_text(shown, all_of_it=all_of_it))
 
 
 @main.command("trace", context_settings=_ENVIRONMENT)

@@ -26,10 +26,11 @@ from cni_plugin.tunnel import to_plain
 from node_helper import questions
 from node_helper.asks import AskServer
 from node_helper.backends import Backend, backend
+from node_helper.log_limits import LineLimit
 from node_helper.metrics import Metrics
-from node_helper.model import Problem
 from node_helper.plan.attachments import FIRST_INTERFACE, bears_tunnels, find_pod, pod_tunnels
 from node_helper.private_folder import make_private
+from node_helper.problem_history import ProblemHistory
 from node_helper.reconcile import Reconciler, Round
 from node_helper.settings import NODE, Settings, draining_mark
 from node_helper.status import status
@@ -56,10 +57,14 @@ class Daemon:
         self._backend = source or backend(settings)
         self._reconciler: Reconciler | None = None
         self._round: Round | None = None
-        self._told: frozenset[Problem] = frozenset()
+        self._history = ProblemHistory()
+        self._lines = LineLimit()
+        self._routes_unsaid = 0
         self._kernel = ThreadPoolExecutor(1, "kernel")
         self._trouble = ""
         """The last failure, so that one that lasts is told once."""
+        self._failed: tuple[str, float] | None = None
+        """What the last cycle that failed said, and when."""
         self._wake = asyncio.Event()
         self._full = True
         self._last_end = self._last_full = self._next_full = 0.0
@@ -77,6 +82,7 @@ class Daemon:
         server = AskServer(
             settings.socket,
             {"tunnels": self._tunnels, "status": self._status, "trace": self._trace, "drain": self._drain},
+            long=["status"],
         )
         await server.start()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -179,6 +185,7 @@ class Daemon:
             if str(error) != self._trouble:
                 _log.error("the node could not be brought to the wanted state; trying again", error=str(error))
             self._trouble = str(error)
+            self._failed = str(error), time.time()
             self._full = True
             return _RETRY
         self._trouble = ""
@@ -204,17 +211,20 @@ class Daemon:
 
     def _tell(self, result: Round) -> None:
         """Logs what is new; what stands is in `status` and the metrics."""
-        problems = frozenset(result.problems)
-        for problem in sorted(problems - self._told):
-            _log.warning(problem.message, reason=problem.reason, kind=problem.kind, object=str(problem.key))
-        for problem in sorted(self._told - problems):
+        news = self._history.note(result.problems)
+        for problem, unsaid in news.say_came:
+            more = {"times_before": unsaid} if unsaid else {}
+            _log.warning(problem.message, reason=problem.reason, kind=problem.kind, object=str(problem.key), **more)
+        for problem in news.say_passed:
             _log.info("no longer so: " + problem.message, reason=problem.reason)
-        self._backend.tell(sorted(problems - self._told), result.snapshot)
-        self._told = problems
+        self._backend.tell(news.came, result.snapshot)
         for name, operations in sorted(result.pods_changed.items()):
-            _log.info("pod configured", pod=name, operations=operations)
-        if result.route_changes or result.served_changed:
-            _log.info("router changed", routes=result.route_changes, vips=len(result.host.served))
+            if self._lines.allows(("pod", name)):
+                _log.info("pod configured", pod=name, operations=operations)
+        self._routes_unsaid += result.route_changes
+        if (result.route_changes or result.served_changed) and self._lines.allows("router"):
+            _log.info("router changed", routes=self._routes_unsaid, vips=len(result.host.served))
+            self._routes_unsaid = 0
         metrics = self._metrics
         metrics.services.set(len(result.services))
         metrics.vips.set(len(result.host.served))
@@ -222,7 +232,7 @@ class Daemon:
         metrics.route_changes.inc(result.route_changes)
         metrics.table_writes.inc(result.table_writes)
         metrics.problems.clear()
-        for problem in problems:
+        for problem in frozenset(result.problems):
             metrics.problems.labels(problem.reason).inc()
 
     # --- the socket's questions ---------------------------------------------------------------------------
@@ -264,8 +274,13 @@ class Daemon:
         names = [name.split(":") for name in attachment.files(str(self._settings.run_dir))]
         return bears_tunnels(asked.container, asked.interface, {(name[1], name[2]) for name in names if len(name) == 3})
 
-    async def _status(self, _: dict[str, Any]) -> dict[str, Any]:
-        return {"status": status(self._settings, self._round, time.time() - self._started)}
+    async def _status(self, question: dict[str, Any]) -> dict[str, Any]:
+        chosen, uptime = questions.patterns(question), time.time() - self._started
+        # In a thread: of thousands of Services it takes a tenth of a second, in which pods would wait.
+        found = await asyncio.to_thread(
+            status, self._settings, self._round, uptime, self._history.times(), self._failed, chosen
+        )
+        return {"status": found}
 
     async def _trace(self, question: dict[str, Any]) -> dict[str, Any]:
         if self._round is None:

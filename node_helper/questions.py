@@ -45,6 +45,14 @@ def new_pod(question: Mapping[Any, Any]) -> NewPod:
     )
 
 
+def patterns(question: Mapping[Any, Any]) -> tuple[str, ...]:
+    """Which Services the question `status` is about, none: all; raises ValueError naming what is wrong with it."""
+    asked = question.get("patterns", [])
+    if not isinstance(asked, list):
+        raise ValueError("patterns is not a list")
+    return tuple(_text(pattern, "patterns") for pattern in asked)
+
+
 def flow(question: Mapping[Any, Any]) -> Flow:
     """The question `trace`; raises ValueError naming what is wrong with it."""
     asked = question.get("flow")

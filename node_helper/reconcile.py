@@ -22,7 +22,7 @@ from node_helper.plan.state import HostFacts, HostWanted, RouterPresent, RouterW
 from node_helper.pods import PodKeeper, PodRound
 from node_helper.service_index import ServiceIndex
 from node_helper.services import Resolver, TunnelService
-from node_helper.settings import INGRESS, NODE, Settings, draining_mark
+from node_helper.settings import INGRESS, NODE, Settings, draining_mark, has_labels
 from node_helper.tables import TableKeeper, TableRound
 
 _UNKNOWN_NODE = (
@@ -149,7 +149,7 @@ class Reconciler:
         if INGRESS not in self._settings.roles:
             return False
         selector = self._settings.ingress_selector
-        return not selector or (node is not None and all(node.labels.get(key) == value for key, value in selector))
+        return not selector or (node is not None and has_labels(node.labels, selector))
 
     def _apply(
         self, router: RouterWanted | None, host: HostWanted, facts: HostFacts, full: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,11 @@ ROLES = (NODE, INGRESS)
 def draining_mark(state_dir: Path) -> Path:
     """The file whose presence says that this node is to be announced no more; it outlives restarts."""
     return state_dir / "draining"
+
+
+def has_labels(labels: Mapping[str, str], selector: Iterable[tuple[str, str]]) -> bool:
+    """Whether all of the selector's labels are among these; an empty selector fits everything."""
+    return all(labels.get(name) == value for name, value in selector)
 
 
 @dataclass(frozen=True, slots=True)

@@ -417,3 +417,25 @@ def test_an_answer_that_is_too_long_is_told_with_its_size(path: Path) -> None:
         await server.stop()
 
     asyncio.run(whole())
+
+
+def test_a_long_answer_may_be_longer_than_what_strangers_may_send(path: Path) -> None:
+    async def much(_: dict[str, Any]) -> dict[str, Any]:
+        return {"status": "x" * (3 * wire.MESSAGE_LIMIT)}
+
+    async def whole() -> None:
+        server = AskServer(path, {"status": much, "trace": much}, long=["status"])
+        await server.start()
+        assert len((await ask(path, "status"))["status"]) == 3 * wire.MESSAGE_LIMIT
+        with pytest.raises(LookupError, match="are allowed"):
+            await ask(path, "trace")
+        await server.stop()
+
+    asyncio.run(whole())
+
+
+def test_a_question_is_never_longer_than_its_limit(path: Path) -> None:
+    async def scenario() -> None:
+        assert await raw(path, (asks._QUESTION_LIMIT + 1).to_bytes(4, "big")) == b""
+
+    served(path, scenario)

@@ -30,6 +30,10 @@ STATUS: dict[str, Any] = {
     "draining": False,
     "addresses": ["10.1.1.2"],
     "attachments": 3,
+    "last_failure": None,
+    "nodes": [{"name": "ingress1", "addresses": ["10.1.1.2"], "ingress": True}],
+    "totals": {"services": 1, "endpoints": 2, "usable_endpoints": 1, "vips": 1}
+    | {"announced_vips": 0, "only_forwarded_vips": 1},
     "services": [
         {
             "name": "shop/web",
@@ -43,7 +47,11 @@ STATUS: dict[str, Any] = {
             ],
         }
     ],
-    "problems": [{"kind": "Service", "object": "shop/api", "reason": "InvalidVIP", "message": "it is no address"}],
+    "problems": [
+        {"kind": "Service", "object": "shop/api", "reason": "InvalidVIP", "message": "it is no address"}
+        | {"since": "2026-11-25T10:00:00Z", "passed": "2026-11-25T11:00:00Z", "times": 3}
+    ],
+    "passed_problems": [],
 }
 TRACE = {
     "service": "shop/web",
@@ -311,19 +319,32 @@ def test_the_socket_may_come_from_the_environment(tmp_path: Path, arguments: tup
 def test_status_is_readable_and_names_problems(helper: tuple[Path, list[dict[str, Any]]]) -> None:
     shown = call("status", "--socket", helper[0])
     assert shown.exit_code == 0
-    assert shown.stdout.splitlines() == [
-        "node ingress1, roles ingress and node, up 61 s",
-        "ingress: serving",
-        "node addresses 10.1.1.2; 3 attachment records",
+    lines = shown.stdout.splitlines()
+    problem = lines.pop()
+    assert lines == [
+        "node ingress1, roles ingress and node, up 1 min 1 s",
+        "  ingress    serving",
+        "  addresses  10.1.1.2",
+        "  pods       3 attachment records",
+        "  Services   1, with 2 endpoints, 1 of them usable",
+        "  VIPs       1: 0 announced, 1 only forwarded",
+        "  nodes      1, ingress: ingress1 (10.1.1.2)",
         "",
         "Service shop/web  VIP 198.51.100.7  mode vxlan-gpe",
-        "  announced: nothing; only forwarded: 198.51.100.7",
-        "  10.244.2.1                256 of 256 buckets  usable      shop/web-1 on worker1",
-        "  10.244.2.2                  0 of 256 buckets  not usable   on worker2",
+        "  only forwarded",
+        "  10.244.2.1   256 of 256 buckets  usable      shop/web-1 on worker1",
+        "  10.244.2.2     0 of 256 buckets  not usable  worker2",
         "",
         "problems:",
-        "  InvalidVIP (Service shop/api): it is no address",
     ]
+    assert problem.startswith("  InvalidVIP (Service shop/api, until ")
+    assert problem.endswith(", 3 times): it is no address")
+
+
+def test_status_asks_for_the_services_that_are_named(helper: tuple[Path, list[dict[str, Any]]]) -> None:
+    assert call("status", "shop/web", "198.51.100.7", "--socket", helper[0]).exit_code == 0
+    assert call("status", "--socket", helper[0]).exit_code == 0
+    assert [asked["patterns"] for asked in helper[1]] == [["shop/web", "198.51.100.7"], []]
 
 
 def test_status_for_programs_is_json(helper: tuple[Path, list[dict[str, Any]]]) -> None:
