@@ -208,8 +208,8 @@ def body_length(head: bytes, limit: int = MESSAGE_LIMIT) -> int:
 def receive(read: Callable[[int], bytes], limit: int = MESSAGE_LIMIT) -> Any:
     """The next message from `read`, which like `socket.recv` returns at most that many bytes, b"" at the end.
 
-    Raises WireError for rubbish, for more bytes than `limit`, and when the other side ends before the message does; what `read` raises
-    passes.
+    Raises WireError for rubbish, for more bytes than `limit`, and when the other side ends before the message does;
+    what `read` raises passes.
     """
     return unpack(_read_all(read, body_length(_read_all(read, LENGTH_BYTES), limit)))
 

@@ -83,9 +83,7 @@ class ProblemHistory:
             for problem in sorted(present - self._said)
             if self._limit.allows(_subject(problem))
         )
-        say_passed = tuple(
-            problem for problem in sorted(self._said - present) if self._limit.allows(_subject(problem))
-        )
+        say_passed = tuple(problem for problem in sorted(self._said - present) if self._limit.allows(_subject(problem)))
         self._said.update(problem for problem, _ in say_came)
         self._said.difference_update(say_passed)
         for problem in self._unsaid.keys() - present - self._said:

@@ -45,6 +45,7 @@ def status(
         return head
     chosen = [service for service in result.services if not patterns or _fits(service, patterns)]
     shown = {str(service.key) for service in chosen}
+    shown.update(str(endpoint.pod) for service in chosen for endpoint in service.endpoints)
     problems = [_problem(one) for one in times.standing]
     passed = [_problem(one) for one in times.passed]
     if patterns:

@@ -159,7 +159,7 @@ def _ago(time: str, now: datetime, word: str = " ago") -> str:
 def _span(seconds: float) -> str:
     """A length of time in its two largest units at most: `3 d 4 h`, `41 s`."""
     left = max(0, int(seconds))
-    parts = []
+    parts: list[str] = []
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")):
         number, left = divmod(left, size)
         if number or parts or unit == "s":

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from cni_plugin import __version__, wire
-from node_helper.model import Node, ObjectKey, Problem, Snapshot
 from node_helper.asks import ANSWER_LIMIT
+from node_helper.model import Node, ObjectKey, Problem, Snapshot
 from node_helper.plan.ingress import plan_ingress
 from node_helper.problem_history import ProblemHistory
 from node_helper.reconcile import Round
@@ -156,7 +156,15 @@ def test_a_service_can_be_chosen_by_name(pattern: str) -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "number"),
-    [(VIPS[0], 5), (VIPS[1], 5), ("10.244.2.4", 5), ("worker*", 5), ("pod-10.244.2.1", 5), ("198.51.100.8", 0), ("w", 0)],
+    [
+        (VIPS[0], 5),
+        (VIPS[1], 5),
+        ("10.244.2.4", 5),
+        ("worker*", 5),
+        ("pod-10.244.2.1", 5),
+        ("198.51.100.8", 0),
+        ("w", 0),
+    ],
 )
 def test_a_service_can_be_chosen_by_vip_endpoint_pod_and_node(pattern: str, number: int) -> None:
     shown = status(SETTINGS, many(5), 60, [pattern])
@@ -187,7 +195,15 @@ def test_the_status_of_2000_services_with_5_endpoints_each_fits_into_an_answer()
 
 @pytest.mark.parametrize(
     ("seconds", "says"),
-    [(0, "0 s"), (59, "59 s"), (60, "1 min"), (61, "1 min 1 s"), (3600, "1 h"), (3660, "1 h 1 min"), (90_061, "1 d 1 h")],
+    [
+        (0, "0 s"),
+        (59, "59 s"),
+        (60, "1 min"),
+        (61, "1 min 1 s"),
+        (3600, "1 h"),
+        (3660, "1 h 1 min"),
+        (90_061, "1 d 1 h"),
+    ],
 )
 def test_a_span_of_time_is_told_in_two_units(seconds: float, says: str) -> None:
     assert f", up {says}\n" in as_text(status(SETTINGS, None, seconds))
