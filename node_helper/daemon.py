@@ -22,16 +22,20 @@ from inotify_simple import INotify, flags
 
 from cni_plugin import attachment
 from cni_plugin.helper_client import NONE, TUNNELS, UNKNOWN
-from cni_plugin.tunnel import to_plain
+from cni_plugin.tunnel import PodTunnels, to_plain
 from node_helper import questions
 from node_helper.asks import AskServer
 from node_helper.backends import Backend, backend
+from node_helper.health import Health
+from node_helper.http_server import HttpServer
 from node_helper.log_limits import LineLimit
 from node_helper.metrics import Metrics
 from node_helper.plan.attachments import FIRST_INTERFACE, bears_tunnels, find_pod, pod_tunnels
 from node_helper.private_folder import make_private
 from node_helper.problem_history import ProblemHistory
 from node_helper.reconcile import Reconciler, Round
+from node_helper.round_metrics import follow
+from node_helper.service_manager import ServiceManager
 from node_helper.settings import NODE, Settings, draining_mark
 from node_helper.status import status
 from node_helper.tracing import trace
@@ -54,6 +58,9 @@ class Daemon:
         """`source`: instead of the backend that the settings name."""
         self._settings = settings
         self._metrics = Metrics()
+        follow(self._metrics, lambda: self._round)
+        self._manager = ServiceManager()
+        self._health: Health | None = None
         self._backend = source or backend(settings)
         self._reconciler: Reconciler | None = None
         self._round: Round | None = None
@@ -69,6 +76,8 @@ class Daemon:
         self._full = True
         self._last_end = self._last_full = self._next_full = 0.0
         """Times of the loop."""
+        self._arrived: float | None = None
+        """When the first change came that no cycle has taken up yet."""
         self._stop = asyncio.Event()
         self._started = time.time()
 
@@ -88,15 +97,24 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._everything)
+        health = self._health = Health(loop)
+        http = None
         if settings.metrics:
-            self._metrics.serve(*settings.metrics)
+            probes = {"/healthz": health.trouble, "/readyz": health.unreadiness}
+            http = HttpServer(*settings.metrics, self._metrics.registry, probes)
         store = self._backend.store
         self._reconciler = await loop.run_in_executor(self._kernel, Reconciler, settings, store, self._metrics)
         watches = self._watch(loop)
         _log.info("started", node=settings.node, roles=sorted(settings.roles), source=self._backend.name)
+        self._manager.ready()
+        signs = loop.create_task(self._signs_of_life(health))
         try:
             await self._cycle()
         finally:
+            self._manager.stopping()
+            signs.cancel()
+            if http is not None:
+                http.close()
             for watch in watches:
                 watch()
             await server.stop()
@@ -111,6 +129,8 @@ class Daemon:
 
         def edited() -> None:
             backend.drain()
+            if self._arrived is None:
+                self._arrived = loop.time()
             self._wake.set()
 
         loop.add_reader(backend.fileno(), edited)
@@ -150,6 +170,13 @@ class Daemon:
         self._full = True
         self._wake.set()
 
+    async def _signs_of_life(self, health: Health) -> None:
+        """Tells the service manager, where it waits for that, that this loop turns and the kernel's thread gets on."""
+        while self._manager.watchdog is not None:
+            if not health.kernel_trouble():
+                self._manager.alive()
+            await asyncio.sleep(self._manager.watchdog)
+
     async def _cycle(self) -> None:
         loop = asyncio.get_running_loop()
         while not self._stop.is_set():
@@ -170,18 +197,22 @@ class Daemon:
     async def _once(self, full: bool) -> float | None:
         """One cycle; returns the seconds after which the next is due in any case."""
         loop = asyncio.get_running_loop()
-        assert self._reconciler is not None
+        assert self._reconciler is not None and self._health is not None
         started = loop.time()
+        arrived, self._arrived = self._arrived, None
         try:
             snapshot = self._backend.read()
             if snapshot is None:
                 self._full = full
                 self._waiting_for(self._backend.trouble())
                 return None  # What the backend has read first wakes the cycle.
-            result = await loop.run_in_executor(self._kernel, self._reconciler.reconcile, snapshot, full)
+            with self._health.working():
+                result = await loop.run_in_executor(self._kernel, self._reconciler.reconcile, snapshot, full)
         except OSError as error:
             # What the kernel refused of single objects is in the round's problems; this is the ground itself.
             self._metrics.sync_failures.inc()
+            self._metrics.errors.labels("CycleFailed").inc()
+            self._manager.status(f"failed, trying again: {error}")
             if str(error) != self._trouble:
                 _log.error("the node could not be brought to the wanted state; trying again", error=str(error))
             self._trouble = str(error)
@@ -192,6 +223,10 @@ class Daemon:
         self._round = result
         self._metrics.syncs.labels("full" if full else "change").inc()
         self._metrics.sync_seconds.observe(loop.time() - started)
+        if arrived is not None:
+            self._metrics.convergence_seconds.observe(loop.time() - arrived)
+        self._metrics.last_success.set_to_current_time()
+        self._health.synced = True
         self._tell(result)
         return result.again_in
 
@@ -226,27 +261,34 @@ class Daemon:
             _log.info("router changed", routes=self._routes_unsaid, vips=len(result.host.served))
             self._routes_unsaid = 0
         metrics = self._metrics
-        metrics.services.set(len(result.services))
-        metrics.vips.set(len(result.host.served))
-        metrics.attachments.set(result.attachments)
+        for problem in news.came:
+            metrics.errors.labels(problem.reason).inc()
         metrics.route_changes.inc(result.route_changes)
+        metrics.bucket_moves.inc(result.bucket_moves)
         metrics.table_writes.inc(result.table_writes)
         metrics.problems.clear()
         for problem in frozenset(result.problems):
             metrics.problems.labels(problem.reason).inc()
+        served = f"{len(result.host.served)} VIPs" if result.ingress else "no ingress node"
+        self._manager.status(f"{len(result.services)} Services, {served}, {len(result.problems)} problems")
 
     # --- the socket's questions ---------------------------------------------------------------------------
 
     async def _tunnels(self, question: dict[str, Any]) -> dict[str, Any]:
         """A new pod's tunnels; the host is ready for its replies before it gets the answer."""
+        began = time.perf_counter()
+        kind, wanted = await self._tunnels_of(question)
+        self._metrics.asks.labels(kind).inc()
+        self._metrics.ask_seconds.labels(kind).observe(time.perf_counter() - began)
+        return {"answer": kind} if wanted is None else {"answer": kind, "pod": to_plain(wanted)}
+
+    async def _tunnels_of(self, question: dict[str, Any]) -> tuple[str, PodTunnels | None]:
         result = self._round
         if result is None or NODE not in self._settings.roles:
-            self._metrics.asks.labels(UNKNOWN).inc()
-            return {"answer": UNKNOWN}
+            return UNKNOWN, None
         asked = questions.new_pod(question)
         if not self._bears_tunnels(asked):
-            self._metrics.asks.labels(NONE).inc()
-            return {"answer": NONE}
+            return NONE, None
         namespace, name = asked.namespace, asked.name
         found = find_pod(result.snapshot, namespace, name)
         if found is None:
@@ -255,18 +297,14 @@ class Daemon:
         if found is None:
             # In a namespace with tunnels it pays to wait for the pod to appear; elsewhere it would only delay.
             tunnelled = any(service.key.namespace == namespace for service in result.services)
-            answer = UNKNOWN if tunnelled else NONE
-            self._metrics.asks.labels(answer).inc()
-            return {"answer": answer}
+            return UNKNOWN if tunnelled else NONE, None
         wanted = pod_tunnels(result.index, result.snapshot, found)
         if not wanted.tunnels:
-            self._metrics.asks.labels(NONE).inc()
-            return {"answer": NONE}
+            return NONE, None
         assert self._reconciler is not None
         expect = self._reconciler.expect_replies
         await asyncio.get_running_loop().run_in_executor(self._kernel, expect, asked.addresses)
-        self._metrics.asks.labels(TUNNELS).inc()
-        return {"answer": TUNNELS, "pod": to_plain(wanted)}
+        return TUNNELS, wanted
 
     def _bears_tunnels(self, asked: questions.NewPod) -> bool:
         if asked.interface in ("", FIRST_INTERFACE):

@@ -16,7 +16,7 @@ from node_helper.kernel.notices import News
 from node_helper.kernel.router import Router
 from node_helper.metrics import Metrics
 from node_helper.model import Node, ObjectKey, Problem, Snapshot
-from node_helper.plan.changes import after, router_changes
+from node_helper.plan.changes import RouterChanges, after, router_changes
 from node_helper.plan.ingress import IngressPlanner, all_vips
 from node_helper.plan.state import HostFacts, HostWanted, RouterPresent, RouterWanted
 from node_helper.pods import PodKeeper, PodRound
@@ -47,6 +47,9 @@ class Round:
     pods_changed: Mapping[str, list[str]] = field(default_factory=dict)
     attachments: int = 0
     route_changes: int = 0
+    bucket_moves: int = 0
+    routes: int = 0
+    """Of bucket tables, in the kernel now."""
     served_changed: bool = False
     table_writes: int = 0
     again_in: float | None = None
@@ -131,7 +134,9 @@ class Reconciler:
             draining=draining,
             pods_changed=pods.changed,
             attachments=pods.attachments,
-            route_changes=changes,
+            route_changes=changes.route_count(),
+            bucket_moves=changes.moves,
+            routes=0 if self._present is None else sum(len(routes) for routes, _ in self._present.vips.values()),
             served_changed=served_changed,
             table_writes=tables.written,
             again_in=tables.again_in,
@@ -153,7 +158,7 @@ class Reconciler:
 
     def _apply(
         self, router: RouterWanted | None, host: HostWanted, facts: HostFacts, full: bool
-    ) -> tuple[int, list[NetlinkError]]:
+    ) -> tuple[RouterChanges, list[NetlinkError]]:
         """VIP routes go first and come last: a packet never meets a half-made router."""
         self._host.withdraw(host, full)
         if router is None:
@@ -163,7 +168,7 @@ class Reconciler:
             self._present = None
             self._host.prepare(host, facts, full)
             self._host.tidy(host, full)
-            return 0, []
+            return RouterChanges(), []
         ground = (router.addresses, router.by_address, router.ip_versions, router.buckets, router.tunnels)
         if full or ground != self._ground or self._present is None or not self._router.exists():
             self._ground = None
@@ -181,7 +186,7 @@ class Reconciler:
         self._present = None if refused else after(changes, self._present)
         refused += self._host.serve(host, facts)
         self._host.tidy(host, full)
-        return changes.route_count(), refused
+        return changes, refused
 
     def _note_namespaces(self, services: Iterable[TunnelService]) -> None:
         """Tells the plugin for the times without helper in which namespaces pods have tunnels."""

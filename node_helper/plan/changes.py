@@ -26,6 +26,8 @@ class RouterChanges:
     """VIP -> what its routes are made from after the changes; no message comes of it."""
     users: dict[int, int] = field(default_factory=dict)
     """Nexthop id -> how many VIPs more, or fewer, use it."""
+    moves: int = 0
+    """Buckets that go from one endpoint to another, counted for each VIP."""
 
     def __bool__(self) -> bool:
         return bool(self.add_hops or self.put_routes or self.delete_routes or self.delete_hops)
@@ -67,6 +69,9 @@ def router_changes(wanted: RouterWanted, present: RouterPresent) -> RouterChange
         ]
         if put:
             changes.put_routes[vip] = (put, buckets.mtu)
+            changes.moves += sum(
+                _moves(present.hops.get(have.get(bucket, 0)), buckets.hops[bucket]) for bucket, _ in put
+            )
         dropped = [bucket for bucket in have if bucket >= len(ours) or ours[bucket] is None]
         if dropped:
             changes.delete_routes[vip] = dropped
@@ -105,6 +110,13 @@ def after(changes: RouterChanges, present: RouterPresent) -> RouterPresent:
             vips.pop(vip, None)
             made_from.pop(vip, None)
     return RouterPresent(hops, vips, made_from, ids, users)
+
+
+def _moves(before: Hop | None, hop: Hop | None) -> bool:
+    """Whether these lead to two endpoints; another source address or mode is no move."""
+    if before is None or hop is None or before is hop:
+        return False
+    return (before.endpoint, before.label) != (hop.endpoint, hop.label)
 
 
 def _distinct(buckets: VipBuckets) -> set[Hop]:

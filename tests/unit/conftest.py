@@ -7,11 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 import cni_plugin
 from cni_plugin import netns
 from tests.fake_helper import FakeHelper, tunnels
 from tests.unit.fake_node import FakePodSide, Node
+
+# Time limits of single examples fail on a busy machine alone; a test that hangs has pytest-timeout.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture

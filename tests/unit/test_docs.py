@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+from prometheus_client.metrics import MetricWrapperBase
 
 from cni_plugin import config
 from cni_plugin.environment import REQUIRED
@@ -120,10 +121,28 @@ def test_the_environment_variable_of_every_flag_is_the_one_described() -> None:
             assert f"| `{parameter.opts[0]}` | `{variable}` |" in OPERATING
 
 
-def test_every_metric_is_described() -> None:
-    for family in Metrics().registry.collect():
+def metrics() -> Iterator[tuple[str, str, str]]:
+    """Name with its labels, type and help text of each metric."""
+    for collector in set(Metrics().registry._names_to_collectors.values()):
+        assert isinstance(collector, MetricWrapperBase)
+        (family,) = collector.describe()
         name = f"{family.name}_total" if family.type == "counter" else family.name
-        assert f"`{name}`" in OPERATING or f"`{name}{{" in OPERATING
+        labels = ",".join(collector._labelnames)
+        yield name + (f"{{{labels}}}" if labels else ""), family.type, family.documentation
+
+
+def test_every_metric_is_described_with_labels_and_type_and_no_other() -> None:
+    section = OPERATING.partition("## Metrics")[2].partition("\n### ")[0]
+    described = re.findall(r"^\| `(service_tunnel_[^`]+)` \| (\w+) \|", section, re.MULTILINE)
+    assert sorted(described) == sorted((name, kind) for name, kind, _ in metrics())
+
+
+def test_metrics_are_named_and_explained_by_convention() -> None:
+    for name, kind, text in metrics():
+        bare = name.partition("{")[0]
+        assert bare.startswith("service_tunnel_") and text.endswith(".")
+        assert bare.endswith("_total") == (kind == "counter"), name
+        assert kind != "histogram" or bare.endswith("_seconds"), name
 
 
 def test_every_benchmark_is_described() -> None:
