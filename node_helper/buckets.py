@@ -6,7 +6,8 @@ moves none of those and is balanced to one bucket. Its price is that it must be 
 
 Two operations, both pure, so every node that sees the same gets the same:
 
-- `rebalance` makes the next table to store. Only it gives buckets to newcomers.
+- `rebalance` makes the next table to store. Only it gives buckets to newcomers. It also notes of each bucket
+  who had it before and still exists: connections that began there can be handed on (`chains`).
 - `effective` is what a node programs at once from the stored table and the endpoints that are usable now.
   Buckets of the others fall to usable ones by a fixed choice, and after a removal `rebalance` makes just
   that choice: storing the repaired table moves nothing a second time.
@@ -14,38 +15,17 @@ Two operations, both pure, so every node that sees the same gets the same:
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
 import zlib
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
-from ipaddress import ip_address
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 MAX_SIZE = 4096
 NOBODY = -1
 """Owner of a bucket that no endpoint has."""
 
-FORMAT_VERSION = 1
-_MAX_TEXT = 262144
-"""Characters: what Kubernetes allows for all annotations of an object."""
+PREVIOUS_OWNERS = 3
+"""As many previous owners of a bucket are kept: connections that are older than three moves are given up."""
 _U32 = 0xFFFFFFFF
-
-
-class BucketTableError(Exception):
-    """A stored table that must not be used."""
-
-
-class MalformedTable(BucketTableError):
-    """The text is not what `encode` writes."""
-
-
-class NewerTable(BucketTableError):
-    """Written by a newer helper, in a format that this one does not know."""
-
-
-class ForeignTable(BucketTableError):
-    """Belongs to another Service, as in YAML that was copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +41,32 @@ class BucketTable:
     buckets) without."""
     owners: tuple[int, ...]
     """By bucket: index into `endpoints`, or `NOBODY`."""
+    previous: tuple[tuple[int, ...], ...] = ()
+    """Who had the buckets before, the latest first: at most `PREVIOUS_OWNERS` layers, each like `owners`, with
+    indices into `endpoints` and `former` in one row."""
+    former: tuple[str, ...] = ()
+    """Those of `previous` that are endpoints of the table no more, but still exist (they terminate, say)."""
+    away: tuple[str, ...] = ()
+    """Endpoints of the table that were not usable when it was written: their buckets are lent to others."""
 
     def owner(self, bucket: int) -> str | None:
         index = self.owners[bucket]
         return None if index == NOBODY else self.endpoints[index]
+
+    def stack(self, bucket: int) -> tuple[str, ...]:
+        """The bucket's previous owners, the latest first."""
+        names = self.endpoints + self.former
+        return tuple([names[layer[bucket]] for layer in self.previous if layer[bucket] != NOBODY])
+
+    def stacks(self) -> list[tuple[str, ...]]:
+        """`stack` of all buckets."""
+        if not self.previous:
+            return [()] * self.size
+        names = self.endpoints + self.former
+        return [
+            tuple([names[index] for index in indices if index != NOBODY])
+            for indices in zip(*self.previous, strict=True)
+        ]
 
 
 def fresh(uid: str, endpoints: Iterable[str], size: int) -> BucketTable:
@@ -72,22 +74,65 @@ def fresh(uid: str, endpoints: Iterable[str], size: int) -> BucketTable:
     return rebalance(None, uid, endpoints, size)
 
 
-def rebalance(table: BucketTable | None, uid: str, endpoints: Iterable[str], size: int) -> BucketTable:
+def rebalance(
+    table: BucketTable | None,
+    uid: str,
+    endpoints: Iterable[str],
+    size: int,
+    usable: Collection[str] | None = None,
+    alive: Collection[str] = (),
+) -> BucketTable:
     """The table to store next: exactly these endpoints, loads that differ by at most one, the fewest moves.
 
     With more endpoints than buckets the excess gets none. Where the size changes, buckets are split or merged
     first, which moves no flow (HMARK scales by the hash's high bits) or, when merging, the fewest. A table of
     another uid is not continued. Raises ValueError for a size that is no power of two from 1 to 4096.
+
+    `usable`: those of the endpoints that take traffic now; None: all. `alive`: what exists besides the endpoints:
+    who is neither is nobody's previous owner any more.
     """
-    if not _valid_size(size):
+    if not valid_size(size):
         raise ValueError(f"{size} buckets: a power of two from 1 to {MAX_SIZE} is needed")
     names = tuple(sorted(set(endpoints)))
+    away = () if usable is None else tuple([name for name in names if name not in usable])
     if table is None or table.uid != uid:
-        return BucketTable(uid, size, names, _completed(uid, names, [NOBODY] * size, balance=True))
-    if table.size != size:
-        table = _resized(table, size)
-    owners = _completed(uid, names, _renamed(table, names), balance=True)
-    return BucketTable(uid, size, names, owners)
+        owners = _completed(uid, names, [NOBODY] * size, balance=True)
+        return BucketTable(uid, size, names, owners, away=away)
+    owners = _completed(uid, names, _renamed(_resized(table, size), names), balance=True)
+    after = BucketTable(uid, size, names, owners, away=away)
+    had, stacks = _history(table, size)
+    has = in_use(after)
+    if not any(stacks) and had == has:
+        return after
+    there = {*names, *alive}
+    for bucket, (before, now) in enumerate(zip(had, has, strict=True)):
+        stack = stacks[bucket] if before == now or before is None else (before, *stacks[bucket])
+        if stack:
+            left = dict.fromkeys([name for name in stack if name != now and name in there])
+            stacks[bucket] = tuple(left)[:PREVIOUS_OWNERS]
+    return with_stacks(after, stacks)
+
+
+def in_use(table: BucketTable) -> tuple[str | None, ...]:
+    """Who has each bucket by the table alone: its owner, or to whom it is lent while the owner is away."""
+    return effective(table, frozenset(table.endpoints).difference(table.away))
+
+
+def with_stacks(table: BucketTable, stacks: Sequence[tuple[str, ...]]) -> BucketTable:
+    """The table with these previous owners, the latest first, by bucket, in the place of its own."""
+    former = tuple(sorted({name for stack in stacks for name in stack}.difference(table.endpoints)))
+    index = {name: position for position, name in enumerate(table.endpoints + former)}
+    depth = max(map(len, stacks), default=0)
+    layers = [
+        tuple([index[stack[level]] if len(stack) > level else NOBODY for stack in stacks]) for level in range(depth)
+    ]
+    return replace(table, previous=tuple(layers), former=former)
+
+
+def forget(table: BucketTable, gone: Callable[[int, str], bool]) -> BucketTable:
+    """The table without the previous owners of which `gone(bucket, name)` is true."""
+    stacks = [tuple([n for n in stack if not gone(b, n)]) for b, stack in enumerate(table.stacks())]
+    return with_stacks(table, stacks)
 
 
 def effective(table: BucketTable, usable: Collection[str]) -> tuple[str | None, ...]:
@@ -106,13 +151,32 @@ def effective(table: BucketTable, usable: Collection[str]) -> tuple[str | None, 
     return tuple(map(names.__getitem__, owners))
 
 
-def _valid_size(size: int) -> bool:
+def valid_size(size: int) -> bool:
     return 0 < size <= MAX_SIZE and size & (size - 1) == 0
 
 
 def _resized(table: BucketTable, size: int) -> BucketTable:
-    owners = tuple(table.owners[bucket * table.size // size] for bucket in range(size))
+    """With the owners only: what else a table says is of the old buckets."""
+    if table.size == size:
+        return table
+    owners = tuple([table.owners[bucket * table.size // size] for bucket in range(size)])
     return BucketTable(table.uid, size, table.endpoints, owners)
+
+
+def _history(table: BucketTable, size: int) -> tuple[tuple[str | None, ...], list[tuple[str, ...]]]:
+    """Who has each of `size` buckets by the table alone, and who had it before.
+
+    Of buckets that are merged the first one's owner has all; the others' owners have lost theirs.
+    """
+    owners, stacks = in_use(table), table.stacks()
+    if table.size == size:
+        return owners, stacks
+    begins = [bucket * table.size // size for bucket in range(size)]
+    merged = []
+    for begin, end in zip(begins, [*begins[1:], table.size], strict=True):
+        lost = [owner for owner in owners[begin + 1 : end] if owner is not None]
+        merged.append((*dict.fromkeys(lost), *stacks[begin]))
+    return tuple([owners[begin] for begin in begins]), merged
 
 
 def _renamed(table: BucketTable, names: tuple[str, ...]) -> list[int]:
@@ -184,114 +248,3 @@ def _fill(owners: list[int], room: list[int], hashes: list[int]) -> None:
         room[best] -= 1
         if room[best] == 0:
             open_to.remove(best)
-
-
-def encode(table: BucketTable) -> str:
-    """The table as compact JSON, below 2 KiB for 256 buckets and 50 endpoints.
-
-    `endpoints` are separated by spaces and lack what `prefix` says they all begin with; `owners` is base64 of
-    one byte per bucket (two, big-endian, from 256 endpoints on), all bits set where a bucket has no owner.
-    """
-    prefix = _common_prefix(table.endpoints)
-    width = _width(len(table.endpoints))
-    nobody = (1 << 8 * width) - 1
-    owners = b"".join([(nobody if owner == NOBODY else owner).to_bytes(width, "big") for owner in table.owners])
-    return json.dumps(
-        {
-            "v": FORMAT_VERSION,
-            "uid": table.uid,
-            "size": table.size,
-            "prefix": prefix,
-            "endpoints": " ".join([name[len(prefix) :] for name in table.endpoints]),
-            "owners": base64.b64encode(owners).decode(),
-        },
-        separators=(",", ":"),
-    )
-
-
-def decode(text: str, uid: str) -> BucketTable:
-    """Inverse of `encode`, for the Service with this uid; raises a `BucketTableError` for all else.
-
-    Fields that this version does not know are passed over: they are hints that a later one may add.
-    """
-    fields = _fields(text)
-    version = fields.get("v")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise MalformedTable(f"the bucket table's format version is {version!r}")
-    if version > FORMAT_VERSION:
-        raise NewerTable(f"the bucket table has format {version}, this helper knows {FORMAT_VERSION}: upgrade it")
-    owner_uid = fields.get("uid")
-    if owner_uid != uid:
-        raise ForeignTable(f"the bucket table belongs to the Service with uid {owner_uid!r}, not {uid!r}")
-    size = fields.get("size")
-    if not isinstance(size, int) or isinstance(size, bool) or not _valid_size(size):
-        raise MalformedTable(f"the bucket table's size is {size!r}")
-    endpoints = _endpoints(fields)
-    return BucketTable(uid, size, endpoints, _owners(_text(fields, "owners"), size, len(endpoints)))
-
-
-def _common_prefix(names: tuple[str, ...]) -> str:
-    """What all names begin with, character by character: what the first and the last in order share."""
-    if not names:
-        return ""
-    first, last = min(names), max(names)
-    for position, (a, b) in enumerate(zip(first, last, strict=False)):
-        if a != b:
-            return first[:position]
-    return first
-
-
-def _width(endpoints: int) -> int:
-    return 1 if endpoints < 256 else 2
-
-
-def _fields(text: str) -> dict[str, object]:
-    if len(text) > _MAX_TEXT:
-        raise MalformedTable(f"the bucket table is {len(text)} characters long")
-    try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise MalformedTable(f"the bucket table is not JSON: {error}") from None
-    if not isinstance(fields, dict):
-        raise MalformedTable("the bucket table is not a JSON object")
-    return fields
-
-
-def _text(fields: dict[str, object], name: str) -> str:
-    value = fields.get(name)
-    if not isinstance(value, str):
-        raise MalformedTable(f"the bucket table's {name} is {value!r}, not text")
-    return value
-
-
-def _endpoints(fields: dict[str, object]) -> tuple[str, ...]:
-    prefix, rests = _text(fields, "prefix"), _text(fields, "endpoints")
-    names = tuple([prefix + rest for rest in rests.split(" ")]) if prefix or rests else ()
-    if len(set(names)) != len(names):
-        raise MalformedTable("the bucket table names an endpoint twice")
-    for name in names:
-        try:
-            canonical = str(ip_address(name))
-        except ValueError:
-            canonical = ""
-        if canonical != name:
-            raise MalformedTable(f"the bucket table names {name!r}, which is no address in canonical form")
-    return names
-
-
-def _owners(text: str, size: int, endpoints: int) -> tuple[int, ...]:
-    width = _width(endpoints)
-    nobody = (1 << 8 * width) - 1
-    try:
-        packed = base64.b64decode(text, validate=True)
-    except (ValueError, binascii.Error) as error:
-        raise MalformedTable(f"the bucket table's owners are not base64: {error}") from None
-    if len(packed) != size * width:
-        raise MalformedTable(f"the bucket table has {len(packed) // width} owners for {size} buckets")
-    owners: list[int] = []
-    for start in range(0, len(packed), width):
-        owner = int.from_bytes(packed[start : start + width], "big")
-        if owner >= endpoints and owner != nobody:
-            raise MalformedTable(f"bucket {start // width} is owned by endpoint {owner} of {endpoints}")
-        owners.append(NOBODY if owner == nobody else owner)
-    return tuple(owners)

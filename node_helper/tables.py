@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from node_helper.bucket_store import BucketStore, BucketStoreError, FolderBucketStore
-from node_helper.buckets import BucketTable, BucketTableError, NewerTable, decode, encode, rebalance
+from node_helper.bucket_text import BucketTableError, NewerTable, decode, encode
+from node_helper.buckets import BucketTable, rebalance
 from node_helper.model import ObjectKey, Problem, Snapshot
 from node_helper.services import TUNNEL_BUCKETS, TunnelService
 
@@ -99,7 +100,7 @@ class TableKeeper:
                 result.problems.append(_problem(service, "NewerBucketTable", message))
                 return self._without_store(service, annotation)
             stored = found or self._fallback(service, annotation)
-            wanted = rebalance(stored, service.uid, _members(service, stored), self._size) if service.usable else stored
+            wanted = self._next(service, stored)
             if wanted is None or wanted == found:
                 if text is not None and wanted is not None:
                     self._settled[service.key] = service, text
@@ -125,10 +126,15 @@ class TableKeeper:
 
     def _without_store(self, service: TunnelService, annotation: str | None) -> BucketTable | None:
         """Nothing can be stored: what this node had, kept up for itself; a fresh table is everywhere the same."""
-        table = self._fallback(service, annotation)
+        return self._next(service, self._fallback(service, annotation))
+
+    def _next(self, service: TunnelService, table: BucketTable | None) -> BucketTable | None:
+        """The table to store after this one."""
         if not service.usable:
             return table
-        return rebalance(table, service.uid, _members(service, table), self._size)
+        members = _members(service, table)
+        alive = {str(endpoint.address) for endpoint in service.endpoints}
+        return rebalance(table, service.uid, members, self._size, service.usable, alive)
 
     def _fallback(self, service: TunnelService, annotation: str | None) -> BucketTable | None:
         """The last table applied here, in memory or in the state folder, or the one in the Service's own YAML."""

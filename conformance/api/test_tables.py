@@ -17,7 +17,8 @@ from conformance.api.test_source import WEB, endpoint_slice, service
 from node_helper.api import Api
 from node_helper.api_writer import AnnotationBucketStore, ApiWriter
 from node_helper.bucket_store import FolderBucketStore
-from node_helper.buckets import BucketTable, decode
+from node_helper.bucket_text import decode
+from node_helper.buckets import BucketTable
 from node_helper.services import TUNNEL_BUCKETS, tunnel_services
 from node_helper.settings import INGRESS
 from node_helper.sources.kubernetes import KubernetesSource

@@ -11,7 +11,8 @@ import pytest
 
 from node_helper import bucket_store
 from node_helper.bucket_store import BucketStoreError, FolderBucketStore
-from node_helper.buckets import ForeignTable, MalformedTable, decode, encode, fresh
+from node_helper.bucket_text import ForeignTable, MalformedTable, decode, encode
+from node_helper.buckets import fresh
 from node_helper.model import ObjectKey
 
 WEB = ObjectKey("shop", "web")

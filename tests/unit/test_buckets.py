@@ -1,59 +1,17 @@
-"""Bucket tables: balance, fewest moves, the same result on every node, and their stored text."""
+"""Bucket tables: balance, fewest moves, the same result on every node, and who had a bucket before."""
 
 from __future__ import annotations
 
-import base64
-import json
 import random
 from collections import Counter
-from ipaddress import IPv6Address
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node_helper import buckets
-from node_helper.buckets import (
-    NOBODY,
-    BucketTable,
-    BucketTableError,
-    ForeignTable,
-    MalformedTable,
-    NewerTable,
-    decode,
-    effective,
-    encode,
-    fresh,
-    rebalance,
-)
-
-UID = "3f1c6b0e-1f6e-4a53-9d6d-0d2b8a2b9c11"
-SIZES = st.integers(0, 9).map(lambda power: 1 << power)
-NAMES = st.integers(1, 300).map(lambda number: f"10.244.{number // 200}.{number % 200}") | st.ip_addresses(v=6).map(str)
-SETS = st.sets(NAMES, max_size=40)
-
-
-@st.composite
-def histories(draw: st.DrawFn) -> BucketTable:
-    """A table that has seen several changes."""
-    size = draw(SIZES)
-    table = fresh(UID, draw(SETS), size)
-    for names in draw(st.lists(SETS, max_size=3)):
-        table = rebalance(table, UID, names, size)
-    return table
-
-
-@st.composite
-def foreign_made(draw: st.DrawFn) -> BucketTable:
-    """Any valid table, balanced or not."""
-    size = draw(SIZES)
-    names = tuple(draw(SETS))
-    owners = draw(st.lists(st.integers(NOBODY, len(names) - 1), min_size=size, max_size=size))
-    return BucketTable(UID, size, names, tuple(owners))
-
-
-def owners_of(table: BucketTable) -> list[str | None]:
-    return [table.owner(bucket) for bucket in range(table.size)]
+from node_helper.buckets import NOBODY, PREVIOUS_OWNERS, BucketTable, effective, forget, fresh, in_use, rebalance
+from tests.unit.bucket_histories import SETS, SIZES, UID, foreign_made, histories, owners_of
 
 
 def loads(table: BucketTable) -> list[int]:
@@ -100,7 +58,8 @@ def test_the_order_of_endpoints_does_not_matter(table: BucketTable, names: set[s
 
 @given(histories())
 def test_an_unchanged_set_changes_nothing(table: BucketTable) -> None:
-    assert rebalance(table, UID, table.endpoints, table.size) == table
+    usable = set(table.endpoints) - set(table.away)
+    assert rebalance(table, UID, table.endpoints, table.size, usable, table.former) == table
 
 
 @given(histories(), SIZES)
@@ -197,77 +156,102 @@ def test_different_services_do_not_favour_the_same_endpoint() -> None:
     assert min(favoured[name] for name in names) > 60
 
 
-@settings(max_examples=200)
-@given(histories() | foreign_made())
-def test_a_table_survives_its_text(table: BucketTable) -> None:
-    assert decode(encode(table), UID) == table
-
-
-@pytest.mark.parametrize("endpoints", [0, 1, 254, 255, 256, 257, 1000])
-def test_any_number_of_endpoints_survives_the_text(endpoints: int) -> None:
-    table = fresh(UID, [f"10.0.{number // 256}.{number % 256}" for number in range(endpoints)], 4096)
-    assert decode(encode(table), UID) == table
-
-
-@pytest.mark.parametrize("first", ["2001:db8:10:244:aaaa:bbbb:cccc:1000", "10.244.100.100", "fd00:10:244:1::100"])
-def test_fifty_endpoints_fit_into_two_kibibytes(first: str) -> None:
-    if ":" in first:
-        names = [str(IPv6Address(int(IPv6Address(first)) + number * 0x1_0001_0001_0001_0001)) for number in range(50)]
-    else:
-        names = [f"10.{100 + number}.{250 - number}.{100 + number}" for number in range(50)]
-    assert len(encode(fresh(UID, names, 256))) < 2048
-
-
-def changed(**changes: object) -> str:
-    fields = json.loads(encode(fresh(UID, ["10.0.0.1", "10.0.0.2"], 4)))
-    fields.update(changes)
-    return json.dumps({name: value for name, value in fields.items() if value is not None})
-
-
-@pytest.mark.parametrize(
-    ("text", "error"),
-    [
-        ("", MalformedTable),
-        ("[]", MalformedTable),
-        ("[" * 100000, MalformedTable),
-        ("x" * 300000, MalformedTable),
-        (changed(v=None), MalformedTable),
-        (changed(v=True), MalformedTable),
-        (changed(v="1"), MalformedTable),
-        (changed(v=2, owners=7), NewerTable),
-        (changed(uid="another"), ForeignTable),
-        (changed(uid=None), ForeignTable),
-        (changed(size=3), MalformedTable),
-        (changed(size=8192), MalformedTable),
-        (changed(size=8), MalformedTable),
-        (changed(endpoints=["10.0.0.1"]), MalformedTable),
-        (changed(endpoints="1 1"), MalformedTable),
-        (changed(endpoints="1 x"), MalformedTable),
-        (changed(endpoints="1  2"), MalformedTable),
-        (changed(endpoints="1 2 ::"), MalformedTable),
-        (changed(prefix="", endpoints="10.0.0.1 2001:DB8::1"), MalformedTable),
-        (changed(owners=None), MalformedTable),
-        (changed(owners="!!"), MalformedTable),
-        (changed(owners="é"), MalformedTable),
-        (changed(owners=base64.b64encode(bytes([0, 1, 0, 2])).decode()), MalformedTable),
-    ],
-)
-def test_rubbish_is_refused_by_its_kind(text: str, error: type[BucketTableError]) -> None:
-    with pytest.raises(error):
-        decode(text, UID)
-
-
-@given(st.text() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps))
-def test_any_text_is_read_or_refused(text: str) -> None:
-    with pytest.raises(BucketTableError):
-        decode(text, UID)
-
-
-def test_hints_of_later_versions_are_passed_over() -> None:
-    table = fresh(UID, ["10.0.0.1", "10.0.0.2"], 4)
-    assert decode(changed(previous={"0": "10.0.0.3"}), UID) == table
-
-
 def test_a_buckets_owner_has_a_name() -> None:
     table = BucketTable(UID, 2, ("10.0.0.1",), (0, buckets.NOBODY))
     assert (table.owner(0), table.owner(1)) == ("10.0.0.1", None)
+
+
+# --- who had a bucket before ----------------------------------------------------------------------------
+
+A, B, C, D = (f"10.244.0.{number}" for number in range(1, 5))
+
+
+def stack_of(table: BucketTable, owner: str, before: tuple[str, ...]) -> bool:
+    """Whether all buckets that are `owner`'s now and were another's have just this past."""
+    now = in_use(table)
+    return {table.stack(b) for b in range(table.size) if now[b] == owner and table.stack(b)} == {before}
+
+
+@settings(deadline=None)
+@given(histories(), SETS, st.data())
+def test_previous_owners_are_alive_and_few_and_not_the_owner_itself(
+    table: BucketTable, names: set[str], data: st.DataObject
+) -> None:
+    alive = data.draw(st.sets(st.sampled_from(table.endpoints))) if table.endpoints else set()
+    usable = data.draw(st.sets(st.sampled_from(sorted(names)))) if names else set()
+    after = rebalance(table, UID, names, table.size, usable, alive)
+    had, has = in_use(table), in_use(after)
+    for bucket in range(after.size):
+        stack = after.stack(bucket)
+        assert len(set(stack)) == len(stack) <= PREVIOUS_OWNERS
+        assert has[bucket] not in stack
+        assert set(stack) <= names | alive
+        if had[bucket] != has[bucket] and had[bucket] in names | alive:
+            assert stack[0] == had[bucket]
+    assert not set(after.former) & names
+    assert set(after.away) == names - usable
+
+
+@settings(deadline=None)
+@given(histories(), SETS, st.data())
+def test_who_is_usable_decides_nothing_about_who_owns(table: BucketTable, names: set[str], data: st.DataObject) -> None:
+    usable = data.draw(st.sets(st.sampled_from(sorted(names)))) if names else set()
+    after = rebalance(table, UID, names, table.size, usable, table.endpoints)
+    assert owners_of(after) == owners_of(rebalance(table, UID, names, table.size))
+
+
+def test_a_newcomers_buckets_remember_who_had_them() -> None:
+    table = rebalance(fresh(UID, [A], 8), UID, [A, B], 8)
+    assert stack_of(table, B, (A,)) and not any(table.stack(b) for b in range(8) if table.owner(b) == A)
+
+
+def test_a_leavers_buckets_remember_it_as_long_as_it_exists() -> None:
+    table = rebalance(fresh(UID, [A, B], 8), UID, [B], 8, alive=[A])
+    assert stack_of(table, B, (A,)) and table.former == (A,)
+    after = rebalance(table, UID, [B], 8)
+    assert after.previous == () and after.former == ()
+
+
+def test_a_bucket_that_moves_on_remembers_all_who_had_it_the_latest_first() -> None:
+    table = fresh(UID, [A], 8)
+    for now, alive in (([B], [A]), ([C], [A, B]), ([D], [A, B, C])):
+        table = rebalance(table, UID, now, 8, alive=alive)
+    assert stack_of(table, D, (C, B, A))
+    assert stack_of(rebalance(table, UID, [D], 8, alive=[A, C]), D, (C, A)), "B is gone"
+    assert stack_of(rebalance(table, UID, ["10.244.0.9"], 8, alive=[A, B, C, D]), "10.244.0.9", (D, C, B))
+
+
+def test_a_bucket_that_comes_back_remembers_who_had_it_meanwhile() -> None:
+    table = rebalance(rebalance(fresh(UID, [A], 8), UID, [B], 8, alive=[A]), UID, [A], 8, alive=[B])
+    assert stack_of(table, A, (B,))
+
+
+def test_a_flap_of_readiness_moves_buckets_there_and_back_and_owners_stay() -> None:
+    table = fresh(UID, [A, B], 8)
+    lent = rebalance(table, UID, [A, B], 8, usable=[B])
+    assert (lent.owners, lent.away) == (table.owners, (A,))
+    assert set(in_use(lent)) == {B} and stack_of(lent, B, (A,))
+    back = rebalance(lent, UID, [A, B], 8, usable=[A, B])
+    assert (back.owners, back.away) == (table.owners, ())
+    assert stack_of(back, A, (B,)) and not any(back.stack(b) for b in range(8) if back.owner(b) == B)
+    again = rebalance(back, UID, [A, B], 8, usable=[B])
+    assert stack_of(again, B, (A,))
+
+
+def test_buckets_that_are_split_keep_their_past_and_merged_ones_remember_each_other() -> None:
+    table = rebalance(fresh(UID, [A], 4), UID, [A, B], 4)
+    split = rebalance(table, UID, [A, B], 8)
+    assert split.stacks() == [table.stack(bucket // 2) for bucket in range(8)]
+    merged = rebalance(fresh(UID, [A, B], 4), UID, [A, B], 1)
+    assert merged.stack(0) == tuple({A, B} - {merged.owner(0)})
+
+
+@settings(deadline=None)
+@given(histories(), st.data())
+def test_what_is_to_be_forgotten_is_and_nothing_else(table: BucketTable, data: st.DataObject) -> None:
+    past = [(bucket, name) for bucket, stack in enumerate(table.stacks()) for name in stack]
+    gone = data.draw(st.sets(st.sampled_from(past))) if past else set()
+    after = forget(table, lambda bucket, name: (bucket, name) in gone)
+    assert [(b, n) for b, stack in enumerate(after.stacks()) for n in stack] == [p for p in past if p not in gone]
+    assert (after.endpoints, after.owners, after.away) == (table.endpoints, table.owners, table.away)
+    assert forget(table, lambda _, __: False) == table

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node_helper.bucket_store import FolderBucketStore
-from node_helper.buckets import BucketTable, decode, effective, encode, fresh, rebalance
+from node_helper.bucket_text import decode, encode
+from node_helper.buckets import BucketTable, effective, fresh, rebalance
 from node_helper.model import Endpoint, ObjectKey, Service, Snapshot
 from node_helper.services import TUNNEL_BUCKETS, TunnelService
 from node_helper.tables import WRITE_INTERVAL, TableKeeper, TableRound
@@ -117,11 +118,32 @@ def test_a_service_without_usable_endpoints_gets_no_table_and_keeps_the_one_it_h
 
 
 def test_an_endpoint_that_is_briefly_not_ready_keeps_its_buckets(node: Node) -> None:
-    before = node.look(ONE, TWO)
-    meanwhile = node.look_later(ONE, endpoint(TWO, ready=False))
-    assert meanwhile.written == 0 and meanwhile.tables == before.tables
-    assert set(effective(meanwhile.tables[WEB], [ONE])) == {ONE}
-    assert node.look_later(ONE, TWO).tables == before.tables
+    before = node.look(ONE, TWO).tables[WEB]
+    meanwhile = node.look_later(ONE, endpoint(TWO, ready=False)).tables[WEB]
+    assert meanwhile.owners == before.owners
+    assert set(effective(meanwhile, [ONE])) == {ONE}
+    assert node.look_later(ONE, TWO).tables[WEB].owners == before.owners
+
+
+def test_the_table_says_who_is_away_and_who_had_its_buckets_meanwhile(node: Node) -> None:
+    before = node.look(ONE, TWO).tables[WEB]
+    meanwhile = node.look_later(ONE, endpoint(TWO, ready=False)).tables[WEB]
+    assert meanwhile.away == (TWO,)
+    after = node.look_later(ONE, TWO).tables[WEB]
+    assert after.away == ()
+    for bucket in range(BUCKETS):
+        flapped = before.owner(bucket) == TWO
+        assert meanwhile.stack(bucket) == ((TWO,) if flapped else ())
+        assert after.stack(bucket) == ((ONE,) if flapped else ())
+
+
+def test_previous_owners_are_in_the_table_while_they_exist(node: Node) -> None:
+    node.look(ONE, TWO)
+    moving = node.look_later(TWO, endpoint(ONE, terminating=True)).tables[WEB]
+    assert moving.former == (ONE,) and set(moving.stacks()) == {(), (ONE,)}
+    gone = node.look_later(TWO)
+    assert gone.written == 1
+    assert gone.tables[WEB] == BucketTable("uid-web", BUCKETS, (TWO,), moving.owners)
 
 
 def test_an_endpoint_that_was_never_ready_gets_no_buckets(node: Node) -> None:
