@@ -22,40 +22,59 @@ class NetnsError(OSError):
     """A network namespace could not be opened or entered."""
 
 
+class NetnsReplaced(NetnsError):
+    """At the path there is another network namespace than the one that is meant: that one is gone."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(116, f"{path} is another network namespace by now")  # ESTALE
+
+
 class NoPodNetns(ValueError):
     """A path that does not lead to a pod's network namespace; the text says what it leads to instead."""
 
 
 def _setns(descriptor: int) -> None:
+    """Raises OSError with the kernel's errno."""
     if hasattr(posix, "setns"):
         posix.setns(descriptor, _CLONE_NEWNET)
         return
-    # Python 3.11 has no os.setns, and ctypes costs more at start than all that the plugin does; the C
-    # module beneath it does not.
-    import _ctypes
+    from _ctypes import get_errno
 
-    function = _ctypes.dlsym(_ctypes.dlopen("libc.so.6", 0), "setns")
-    if _ctypes.call_function(function, (descriptor, _CLONE_NEWNET)) != 0:
-        raise OSError(1, "setns was refused (is this process root, and the file a network namespace?)")
+    from cni_plugin.libc import function
+
+    if function("setns")(descriptor, _CLONE_NEWNET) != 0:
+        code = get_errno()
+        raise OSError(code, posix.strerror(code))
 
 
 class entered:  # noqa: N801 - used as a with-statement's verb
-    """Context manager: this thread is in the namespace at `path`, not its own, and back in its own afterwards."""
+    """Context manager: this thread is in the namespace at `path`, not its own, and back in its own afterwards.
 
-    def __init__(self, path: str) -> None:
+    `inode`: that of the namespace which is meant, 0: whichever is there. Between a look at a path and its opening
+    seconds may pass, and a path below /proc is another pod's as soon as its process is another's.
+    """
+
+    def __init__(self, path: str, inode: int = 0) -> None:
         self._path = path
+        self._inode = inode
 
     def __enter__(self) -> None:
         self._home = posix.open(OWN, _OPEN)
         try:
             target = posix.open(self._path, _OPEN)
             try:
-                if posix.fstat(target).st_ino == posix.fstat(self._home).st_ino:
+                found = posix.fstat(target).st_ino
+                if self._inode and found != self._inode:
+                    raise NetnsReplaced(self._path)
+                if found == posix.fstat(self._home).st_ino:
                     # Whatever a record or a variable says: what is meant for a pod is not done to the host.
                     raise OSError(1, "it is this process's own, the host's")
                 _setns(target)
             finally:
                 posix.close(target)
+        except NetnsReplaced:
+            posix.close(self._home)
+            raise
         except OSError as error:
             posix.close(self._home)
             raise NetnsError(
@@ -97,6 +116,7 @@ def of_pod(path: str) -> tuple[int, int]:
         try:
             from fcntl import ioctl
 
+            found = posix.fstat(descriptor)  # of what was opened: the path may lead elsewhere by now
             kind = ioctl(descriptor, _NS_GET_NSTYPE)
         finally:
             posix.close(descriptor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pty
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cni_plugin import netns
-from cni_plugin.netns import NetnsError, NoPodNetns, entered, of_pod
+from cni_plugin.netns import NetnsError, NetnsReplaced, NoPodNetns, entered, of_pod
 
 
 @pytest.fixture
@@ -86,3 +87,24 @@ def test_what_is_no_namespace_is_refused_and_not_waited_for(odd: str) -> None:
         of_pod(odd)
     with pytest.raises(NetnsError), entered(odd):
         pass
+
+
+def test_a_path_that_is_another_namespaces_by_now_is_not_entered() -> None:
+    inode = os.stat("/proc/self/ns/net").st_ino
+    with (
+        pytest.raises(NetnsReplaced, match="another network namespace by now"),
+        entered("/proc/self/ns/net", inode + 1),
+    ):
+        pass
+
+
+def test_a_refused_setns_tells_the_kernels_own_reason(tmp_path: Path) -> None:
+    """Python before 3.12, and so the built plugin, has none of its own; newer ones answer the same."""
+    with (
+        (tmp_path / "file").open("w") as file,
+        pytest.raises(OSError, match=os.strerror(errno.EINVAL)) as of_no_namespace,
+    ):
+        netns._setns(file.fileno())
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)) as of_nothing:
+        netns._setns(999_999)
+    assert (of_no_namespace.value.errno, of_nothing.value.errno) == (errno.EINVAL, errno.EBADF)
