@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 ADDING = "adding"
 READY = "ready"
+ENDING = "ending"
 FORMAT = 1
+
+
+_FILE_TYPE, _FOLDER = 0o170000, 0o040000  # S_IFMT, S_IFDIR
+_OTHERS_WRITE = 0o022
+_EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE, AT_FDCWD
 
 
 class AttachmentError(ValueError):
@@ -52,7 +58,10 @@ class Attachment(Record):
     ips: tuple[str, ...] = ()
     """The pod's own addresses from the chain's result, without prefix lengths."""
     state: str = ADDING
-    """`adding` while ADD runs, then `ready`."""
+    """`adding` while ADD runs, then `ready`; `ending` from when DEL or GC takes tunnels out.
+
+    In the first and the last the pod is the plugin's alone.
+    """
     standalone: bool = False
     """The tunnels come from the chain entry or the pod's annotations: not the helper's to change."""
     tunnels: PodTunnels = PodTunnels()
@@ -83,18 +92,32 @@ def directory(run_dir: str) -> str:
 
 
 def ensure_directory(run_dir: str) -> str:
-    """Like `directory`, and makes it where it is missing; raises OSError."""
+    """Like `directory`, and makes it where it is missing; raises OSError.
+
+    PermissionError, in words, for one in which others than root could put, take or exchange records.
+    """
     path = directory(run_dir)
     try:
         posix.mkdir(path, 0o700)
     except FileExistsError:
-        return path
+        return _root_only(path)
     except FileNotFoundError:
         _make_parents(run_dir, 0o700)
         try:
             posix.mkdir(path, 0o700)
         except FileExistsError:
-            return path  # another ADD was faster
+            return _root_only(path)  # another ADD was faster
+    return path
+
+
+def _root_only(path: str) -> str:
+    found = posix.lstat(path)
+    if found.st_mode & _FILE_TYPE != _FOLDER:
+        raise NotADirectoryError(20, "no folder, or a link to one", path)
+    if not trust.is_trusted(found.st_uid):
+        raise PermissionError(1, f"belongs to uid {found.st_uid}, not to root", path)
+    if found.st_mode & _OTHERS_WRITE:
+        raise PermissionError(1, "others than root can write to it: chmod it to 0700", path)
     return path
 
 
@@ -130,24 +153,78 @@ def check_room(run_dir: str) -> None:
 
 def write(run_dir: str, attachment: Attachment) -> None:
     """Puts the record in place, whole; raises OSError, or WireError for values no record can hold."""
+    temporary = _write_beside(run_dir, attachment)
+    try:
+        posix.rename(temporary, f"{directory(run_dir)}/{attachment.file_name}")
+    except OSError:
+        _discard(temporary)
+        raise
+
+
+def replace(run_dir: str, old: Attachment, new: Attachment) -> bool:
+    """Puts `new` in the place of `old`, and False where that is not there any more, or another record is.
+
+    For the helper: a DEL or a new ADD that came in between had the last word, and a record that is gone stays so.
+    Raises as `write` does.
+    """
+    path = f"{directory(run_dir)}/{new.file_name}"
+    temporary = _write_beside(run_dir, new)
+    try:
+        # One system call that fails where there is no record, and shows what it took away.
+        _exchange(temporary, path)
+        if _is(temporary, old):
+            return True
+        _exchange(temporary, path)
+    except FileNotFoundError:
+        return False
+    finally:
+        _discard(temporary)
+    return False
+
+
+def _is(path: str, attachment: Attachment) -> bool:
+    try:
+        return from_plain(wire.unpack(trust.read_file(path, wire.MESSAGE_LIMIT))) == attachment
+    except ValueError:
+        return False  # rubbish, or a newer version's
+
+
+def _exchange(one: str, other: str) -> None:
+    """Two files change places (renameat2, which `posix` does not have); raises OSError."""
+    from _ctypes import get_errno
+
+    from cni_plugin.libc import function
+
+    if function("renameat2")(_HERE, one.encode(), _HERE, other.encode(), _EXCHANGE) != 0:
+        code = get_errno()
+        raise OSError(code, posix.strerror(code), other)
+
+
+def _write_beside(run_dir: str, attachment: Attachment) -> str:
+    """The record in a new file of its folder whose name nobody could guess and nobody else uses; its path."""
     body = wire.pack(to_plain(attachment))
     folder = ensure_directory(run_dir)
-    # The process id keeps apart the plugin and the helper, should both write this record.
-    temporary = f"{folder}/.{attachment.file_name}.{posix.getpid()}"
+    temporary = f"{folder}/.{attachment.file_name}.{int.from_bytes(posix.urandom(8), 'big')}"
+    flags = posix.O_WRONLY | posix.O_CREAT | posix.O_EXCL | posix.O_NOFOLLOW | posix.O_CLOEXEC
+    descriptor = posix.open(temporary, flags, 0o600)
     try:
-        descriptor = posix.open(temporary, posix.O_WRONLY | posix.O_CREAT | posix.O_TRUNC | posix.O_CLOEXEC, 0o600)
         try:
             while body:
                 body = body[posix.write(descriptor, body) :]
         finally:
             posix.close(descriptor)
-        posix.rename(temporary, f"{folder}/{attachment.file_name}")
     except OSError:
-        try:
-            _unlink(temporary)
-        except OSError:
-            pass  # the first failure is the one to be told
+        _discard(temporary)
         raise
+    return temporary
+
+
+def _discard(path: str) -> None:
+    """Whatever led here is what is to be told; what stays is swept up by `remove_unfinished`."""
+    try:
+        _unlink(path)
+    except OSError:
+        pass
 
 
 def read(run_dir: str, network: str, container: str, interface: str) -> Attachment | None:

@@ -113,6 +113,76 @@ def test_a_folder_that_cannot_be_made_raises_oserror(tmp_path: Path) -> None:
         attachment.write(str(tmp_path / "file" / "run"), WHOLE)
 
 
+# ---- who else could have a hand in it ----------------------------------------------------------------------------
+
+
+def test_a_planted_link_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attachment.ensure_directory(str(tmp_path))
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    monkeypatch.setattr("cni_plugin.attachment.posix.urandom", lambda size: bytes(size))
+    (tmp_path / "attachments" / ".pods:0123abc:eth0.0").symlink_to(precious)
+    with pytest.raises(FileExistsError):
+        attachment.write(str(tmp_path), WHOLE)
+    assert precious.read_text() == "kept"
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
+def test_a_folder_to_which_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
+    folder = Path(attachment.ensure_directory(str(tmp_path)))
+    folder.chmod(mode)
+    with pytest.raises(PermissionError, match="others than root"):
+        attachment.write(str(tmp_path), WHOLE)
+    folder.chmod(0o755)
+    attachment.write(str(tmp_path), WHOLE)
+
+
+def test_a_strangers_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attachment.ensure_directory(str(tmp_path))
+    monkeypatch.setattr("cni_plugin.trust.is_trusted", lambda uid: False)
+    with pytest.raises(PermissionError, match="belongs to uid"):
+        attachment.write(str(tmp_path), WHOLE)
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_what_is_no_folder_is_refused(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    path = tmp_path / "attachments"
+    path.symlink_to(tmp_path / "elsewhere") if kind == "link" else path.touch()
+    with pytest.raises(NotADirectoryError):
+        attachment.write(str(tmp_path), WHOLE)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+# ---- in the place of a record that is known ------------------------------------------------------------------------
+
+CHANGED = WHOLE.replace(tunnels=PodTunnels())
+
+
+def test_a_record_is_replaced_in_one_step_where_it_is_still_there(tmp_path: Path) -> None:
+    attachment.write(str(tmp_path), WHOLE)
+    assert attachment.replace(str(tmp_path), WHOLE, CHANGED)
+    assert attachment.read_all(str(tmp_path)) == ([CHANGED], [])
+    assert len(attachment.files(str(tmp_path))) == 1
+
+
+def test_a_record_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    assert not attachment.replace(str(tmp_path), WHOLE, CHANGED)
+    assert attachment.files(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("body", [None, b"rubbish", corrupt(v=99)], ids=["another", "rubbish", "a newer version's"])
+def test_a_record_that_is_another_by_now_stays(tmp_path: Path, body: bytes | None) -> None:
+    attachment.write(str(tmp_path), WHOLE.replace(state=attachment.ADDING))
+    file = tmp_path / "attachments" / WHOLE.file_name
+    if body is not None:
+        file.write_bytes(body)
+    before = file.read_bytes()
+    assert not attachment.replace(str(tmp_path), WHOLE, CHANGED)
+    assert file.read_bytes() == before
+    assert attachment.files(str(tmp_path)) == [WHOLE.file_name]
+
+
 @given(st.binary(max_size=300))
 def test_any_body_is_a_record_or_a_value_error(body: bytes) -> None:
     try:
