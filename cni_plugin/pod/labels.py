@@ -76,12 +76,15 @@ def add(state: PodState) -> Iterable[Operation]:
     gateways = state.gateways or state.label_guard or frozenset()
     if state.gateways is not None and state.label_guard != gateways:
         what = f"take MPLS labels from the gateway of {state.interface.name} only"
-        yield Operation("nftables", what, guard(state.interface.name, gateways, guarded), follows=guarded)
+        messages = guard(state.interface.name, gateways, guarded)
+        lacks = "labelled packets are taken from others than the gateway (table netdev svctun is missing)"
+        yield Operation("nftables", what, messages, lacks, follows=guarded)
     if int(state.sysctls["mpls/platform_labels"]) <= POD_LABEL:
         yield from set_sysctl(state, "mpls/platform_labels", str(PLATFORM_LABELS))
     if not state.label_routed:
         message = rtnl.put_label(rtnl.Label(POD_LABEL, PROTOCOL, state.loopback, "", 0))
-        yield Operation("netlink", f"deliver MPLS label {POD_LABEL}", message)
+        lacks = f"MPLS label {POD_LABEL} is not delivered"
+        yield Operation("netlink", f"deliver MPLS label {POD_LABEL}", message, lacks)
     yield from loose(state, "lo")
     yield from set_sysctl(state, LABEL_INPUT.format(state.interface.name), "1")
 
@@ -99,6 +102,8 @@ def remove(state: PodState) -> Iterable[Operation]:
         yield from set_sysctl(state, "mpls/platform_labels", str(before["platform_labels"]))
     elif state.label_routed:
         message = rtnl.delete_label(POD_LABEL, PROTOCOL)
-        yield Operation("netlink", f"no longer deliver MPLS label {POD_LABEL}", message)
+        more = f"MPLS label {POD_LABEL} is delivered, but no tunnel of the pod needs it"
+        yield Operation("netlink", f"no longer deliver MPLS label {POD_LABEL}", message, more)
     if state.label_guard is not None:
-        yield Operation("nftables", "no longer ask where MPLS labels come from", unguard())
+        more = "table netdev svctun is there, but no tunnel of the pod needs it"
+        yield Operation("nftables", "no longer ask where MPLS labels come from", unguard(), more)

@@ -54,6 +54,8 @@ class PodState(Record):
     default_routes: tuple[rtnl.Route, ...]
     """Default routes of table main, by whichever device; of each IP version the preferred one first."""
     our_routes: tuple[rtnl.Route, ...]
+    foreign_replies: tuple[rtnl.Route, ...]
+    """Default routes of somebody else in our table."""
     our_rules: tuple[rtnl.Rule, ...]
     label_routed: bool
     label_guard: frozenset[bytes] | None
@@ -68,6 +70,8 @@ class PodState(Record):
     """Values of the sysctls that `SYSCTLS` names, those that exist."""
     loopback: int
     """Index of `lo`."""
+    ipv6: bool = True
+    """Whether `lo` takes IPv6 addresses."""
 
     def addresses_of(self, ip_version: int) -> tuple[str, ...]:
         return tuple(
@@ -84,6 +88,8 @@ class Operation(Record):
     what: str
     """The change in words, for logs and errors."""
     argument: object = None
+    difference: str = ""
+    """In words, what is not as it should be, which the change mends; empty for what only goes with another one."""
     follows: bool = False
     """It only follows what the pod's owner did with routes of his own: until then nothing of ours is amiss."""
 
@@ -110,6 +116,7 @@ def plan(wanted: PodTunnels, state: PodState, had: PodTunnels = NOTHING) -> list
     `had`: what the pod was given, or was to be given by somebody who was interrupted.
     """
     target = _Target(wanted, state)
+    _refuse_foreign_replies(target, state)
     operations: list[Operation] = []
     operations += _withdraw_addresses(target, state, _ours(state, had))
     operations += _rules(target, state, add=False)
@@ -123,6 +130,14 @@ def plan(wanted: PodTunnels, state: PodState, had: PodTunnels = NOTHING) -> list
     operations += _add_addresses(target, state)
     operations += _forget_elements(target, state)
     return operations
+
+
+def left_out(wanted: PodTunnels, state: PodState) -> list[str]:
+    """What `plan` does without since the pod cannot have it, each in words."""
+    if state.ipv6:
+        return []
+    vips = sorted({vip for tunnel in wanted.tunnels for vip in tunnel.vips if version(vip) == 6})
+    return [f"VIP {vip} is left out: IPv6 is disabled in the pod (net.ipv6.conf.lo.disable_ipv6)" for vip in vips]
 
 
 class _Target:
@@ -233,6 +248,7 @@ def _withdraw_addresses(target: _Target, state: PodState, ours: frozenset[str]) 
                 "netlink",
                 f"take {found.address} off {name}",
                 rtnl.delete_address(found.address, found.link, name),
+                f"{found.address} is on {name}, but is no VIP of the pod",
             )
 
 
@@ -241,17 +257,19 @@ def _add_addresses(target: _Target, state: PodState) -> Iterable[Operation]:
     indices = {link.name: link.index for link in state.links}
     for device, vip in sorted(target.device_vips):
         if (indices.get(device), vip) not in present:
-            yield Operation("device_address", f"put {vip} on {device}", (device, vip))
+            yield Operation("device_address", f"put {vip} on {device}", (device, vip), f"VIP {vip} is not on {device}")
     # IPv6 first: what the kernel does for these by and by, it does while the others are put.
     missing = sorted((vip for vip in target.vips if (state.loopback, vip) not in present), key=version, reverse=True)
     missing6 = [vip for vip in missing if version(vip) == 6]
+    if not state.ipv6:  # `left_out` tells of it
+        missing, missing6 = [vip for vip in missing if version(vip) == 4], []
     if missing6 and awaited(state.addresses, state.interface.index):
         # While the pod's own address is tentative the kernel would take the VIP as source of its
         # connections, deprecated or not.
         yield Operation("await_dad", f"wait for the addresses of {state.interface.name}", state.interface.index)
     for vip in missing:
         message = rtnl.add_address(vip, state.loopback, "lo", deprecated=version(vip) == 6)
-        yield Operation("netlink", f"put {vip} on lo", message)
+        yield Operation("netlink", f"put {vip} on lo", message, f"VIP {vip} is not on lo")
     if missing6:
         yield Operation("await_delivery", "wait until packets to the IPv6 VIPs are delivered", missing6)
 
@@ -272,14 +290,17 @@ def _devices(target: _Target, state: PodState, add: bool) -> Iterable[Operation]
     if not add:
         for link in state.links:
             if link.name not in target.devices:
-                yield Operation("netlink", f"delete device {link.name}", rtnl.delete_link(link.index, link.name))
+                message = rtnl.delete_link(link.index, link.name)
+                difference = f"device {link.name} is there, but no tunnel of the pod needs it"
+                yield Operation("netlink", f"delete device {link.name}", message, difference)
         return
     for device, mode in sorted(target.devices.items()):
         if device not in present:
             message = rtnl.add_tunnel_device(device, mode, target.outer_version)
-            yield Operation("netlink", f"add device {device}", message)
+            yield Operation("netlink", f"add device {device}", message, f"device {device} is missing")
         elif not present[device].up:
-            yield Operation("netlink", f"set {device} up", rtnl.set_up(present[device].index, device))
+            message = rtnl.set_up(present[device].index, device)
+            yield Operation("netlink", f"set {device} up", message, f"device {device} is down")
         yield from loose(state, device)
 
 
@@ -295,8 +316,11 @@ def _label(target: _Target, state: PodState, add: bool) -> Iterable[Operation]:
 
 
 def set_sysctl(state: PodState, name: str, value: str) -> Iterable[Operation]:
-    if state.sysctls.get(name) != value:
-        yield Operation("sysctl", f"set net.{name.replace('/', '.')} to {value}", (name, value))
+    found, shown = state.sysctls.get(name), f"net.{name.replace('/', '.')}"
+    if found != value:
+        # One of a device that is to be made is not amiss by itself.
+        difference = "" if found is None else f"{shown} is {found}, not {value}"
+        yield Operation("sysctl", f"set {shown} to {value}", (name, value), difference)
 
 
 def loose(state: PodState, device: str) -> Iterable[Operation]:
@@ -314,7 +338,21 @@ def _reply_routes(target: _Target, state: PodState) -> Iterable[Operation]:
             what = f"default route for IPv{ip_version} replies with advmss {route.advmss}"
             # Ours is there, but the pod's own is another now; or it has only now got one.
             follows = ip_version in present or _had_no_default(state, ip_version)
-            yield Operation("netlink", what, rtnl.put_route(route), follows)
+            message = rtnl.put_route(route) if ip_version in present else rtnl.add_route(route)
+            lacks = f"the IPv{ip_version} default route for replies is missing in table {TABLE}"
+            yield Operation("netlink", what, message, lacks, follows)
+
+
+def _refuse_foreign_replies(target: _Target, state: PodState) -> None:
+    """Ours would take the place of it, or be used by its owner's rules."""
+    ours = {route.version for route in state.our_routes}
+    for route in state.foreign_replies:
+        if route.version in target.routes and route.version not in ours:
+            raise Unsupported(
+                f"the pod's routing table {TABLE} has an IPv{route.version} default route of somebody else's (protocol "
+                f"{route.protocol}): service-tunnel needs that table for replies, so whoever put the route has to use "
+                "another one"
+            )
 
 
 def _had_no_default(state: PodState, ip_version: int) -> bool:
@@ -328,17 +366,20 @@ def _rules(target: _Target, state: PodState, add: bool) -> Iterable[Operation]:
     if add:
         for rule in sorted(target.rules - present, key=repr):
             what = f"replies from {rule.source} take table {TABLE}"
-            yield Operation("netlink", what, rtnl.add_rule(rule), _had_no_default(state, rule.version))
+            lacks = f"the rule by which replies from {rule.source} take table {TABLE} is missing"
+            yield Operation("netlink", what, rtnl.add_rule(rule), lacks, _had_no_default(state, rule.version))
         return
     for rule in sorted(present - target.rules, key=repr):
         what = f"replies from {rule.source} no longer take table {TABLE}"
         follows = rule.source.partition("/")[0] in target.vips  # the pod has no default route any more
-        yield Operation("netlink", what, rtnl.delete_rule(rule), follows)
+        more = f"a rule sends replies from {rule.source} to table {TABLE}, but that is no VIP of the pod"
+        yield Operation("netlink", what, rtnl.delete_rule(rule), more, follows)
     for route in state.our_routes:
         if route.version not in target.routes:
             what = f"delete the IPv{route.version} reply route"
             follows = any(version(vip) == route.version for vip in target.vips)
-            yield Operation("netlink", what, rtnl.delete_route(route), follows)
+            more = f"table {TABLE} has an IPv{route.version} default route for replies, which no VIP of the pod needs"
+            yield Operation("netlink", what, rtnl.delete_route(route), more, follows)
 
 
 def _ruleset(target: _Target, state: PodState) -> Iterable[Operation]:
@@ -349,7 +390,8 @@ def _ruleset(target: _Target, state: PodState) -> Iterable[Operation]:
         # One transaction: a packet that finds no port remap would reset its connection.
         older = state.ruleset is not None
         what = "replace another version's nf_tables rules" if older else "install the nf_tables rules"
-        yield Operation("install_ruleset", what, (older, target.elements))
+        difference = "the nf_tables rules (table inet svctun) are " + ("another version's" if older else "missing")
+        yield Operation("install_ruleset", what, (older, target.elements), difference)
         return
     have = state.elements
     added = {name: wanted - have.get(name, frozenset()) for name, wanted in target.elements.items()}
@@ -360,7 +402,8 @@ def _ruleset(target: _Target, state: PodState) -> Iterable[Operation]:
         if not name.startswith("vips")
     }
     if any(stale.values()) or any(added.values()):
-        yield Operation("change_elements", "change the elements of nf_tables sets", (stale, added))
+        difference = ruleset.in_words(added, stale)
+        yield Operation("change_elements", "change the elements of nf_tables sets", (stale, added), difference)
 
 
 def _forget_elements(target: _Target, state: PodState) -> Iterable[Operation]:
@@ -370,10 +413,11 @@ def _forget_elements(target: _Target, state: PodState) -> Iterable[Operation]:
     """
     if not target.vips:
         if state.ruleset is not None:
-            yield Operation("remove_ruleset", "remove the nf_tables rules")
+            more = "the nf_tables rules (table inet svctun) are there, but the pod has no VIPs"
+            yield Operation("remove_ruleset", "remove the nf_tables rules", None, more)
         return
     if state.ruleset != ruleset.FINGERPRINT:
         return  # the table is new and has what it is to have
     gone = {name: state.elements.get(name, frozenset()) - target.elements[name] for name in ("vips4", "vips6")}
     if any(gone.values()):
-        yield Operation("forget_vips", "forget VIPs in nf_tables sets", gone)
+        yield Operation("forget_vips", "forget VIPs in nf_tables sets", gone, ruleset.in_words({}, gone))

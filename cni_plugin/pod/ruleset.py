@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cni_plugin.netlink import Message
 from cni_plugin.netlink import nftables as nft
+from cni_plugin.netlink.address import unpack
 from cni_plugin.netlink.nftables import INET_PROTOCOL, INET_SERVICE, IPV4_ADDRESS, IPV6_ADDRESS, NF_PROTOCOL
 from cni_plugin.pod.frozen_rules import FINGERPRINT, MESSAGES
 
@@ -51,9 +52,29 @@ def key_type(name: str, ip_version: int) -> tuple[nft.Type, ...]:
     return (address,) if name in ("vips", "odd", "sources") else (address, INET_PROTOCOL, INET_SERVICE)
 
 
+def in_words(absent: dict[str, frozenset[tuple[bytes, bytes]]], odd: dict[str, frozenset[tuple[bytes, bytes]]]) -> str:
+    """What sets lack and what they have that they should not, by the names of the sets."""
+    told = [f"nf_tables set {name} lacks {_listed(name, found)}" for name, found in absent.items() if found]
+    told += [f"nf_tables set {name} has {_listed(name, found)} too much" for name, found in odd.items() if found]
+    return ", ".join(told)
+
+
+def _listed(name: str, elements: frozenset[tuple[bytes, bytes]]) -> str:
+    return " and ".join([_element(name, key, value) for key, value in sorted(elements)])
+
+
+def _element(name: str, key: bytes, value: bytes) -> str:
+    size = 4 if name.endswith("4") else 16
+    if name[:-1] in ("remap", "unmap"):  # address, protocol and port, each from a multiple of four bytes on
+        protocol = {6: "tcp", 17: "udp"}.get(key[size], str(key[size]))
+        port = int.from_bytes(key[size + 4 : size + 6], "big")
+        return f"{unpack(key[:size])} {protocol} {port} -> {int.from_bytes(value, 'big')}"
+    return unpack(key) if len(key) in (4, 16) and name not in BEFORE else str(int.from_bytes(key, "big"))
+
+
 def install() -> list[Message]:
     """The messages that make the table, without elements."""
     return [nft.add_table(TABLE, FINGERPRINT), *(Message(*message) for message in MESSAGES)]
 
 
-__all__ = ["BEFORE", "FINGERPRINT", "REPLIES", "SETS", "TABLE", "install", "key_type", "set_names"]
+__all__ = ["BEFORE", "FINGERPRINT", "REPLIES", "SETS", "TABLE", "in_words", "install", "key_type", "set_names"]

@@ -28,6 +28,8 @@ def read(route: Socket, netfilter: Socket, interface: str, labels: bool = False)
     if not own:
         raise NoInterface(f"the pod has no interface {interface!r}, only {', '.join(link.name for link in links)}")
     routes = rtnl.dump_routes(route)
+    # Of its own devices the kernel asks lo; without such a file there is no IPv6 at all.
+    ipv6 = read_sysctl("ipv6/conf/lo/disable_ipv6") == "0"
     values = {name: value for name in sysctls(interface) if (value := read_sysctl(name)) is not None}
     fingerprint = nftables.table_userdata(netfilter, RULESET_TABLE)
     default_routes = tuple(
@@ -54,6 +56,11 @@ def read(route: Socket, netfilter: Socket, interface: str, labels: bool = False)
         addresses=tuple(rtnl.dump_addresses(route)),
         default_routes=default_routes,
         our_routes=tuple(found for found in routes if found.table == TABLE and found.protocol == PROTOCOL),
+        foreign_replies=tuple(
+            found
+            for found in routes
+            if found.destination == "default" and found.table == TABLE and found.protocol != PROTOCOL
+        ),
         our_rules=tuple(found for found in rtnl.dump_rules(route) if found.protocol == PROTOCOL),
         label_routed=label_routed,
         label_guard=guard,
@@ -62,6 +69,7 @@ def read(route: Socket, netfilter: Socket, interface: str, labels: bool = False)
         elements=_elements(netfilter) if fingerprint is not None else {},
         sysctls=values,
         loopback=next(link.index for link in links if link.name == "lo"),
+        ipv6=ipv6,
     )
 
 

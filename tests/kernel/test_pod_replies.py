@@ -288,4 +288,4 @@ def test_a_filter_that_drops_what_the_tunnel_brings_is_complained_of() -> None:
         with entered(netns):
             write_sysctl("ipv4/conf/svctun-gpe/rp_filter", "0")
             write_sysctl("ipv4/conf/all/rp_filter", "1")
-        assert pod.missing(netns, ETH0, BOTH) == ["set net.ipv4.conf.svctun-gpe.rp_filter to 2"]
+        assert pod.missing(netns, ETH0, BOTH) == ["net.ipv4.conf.svctun-gpe.rp_filter is 0, not 2"]

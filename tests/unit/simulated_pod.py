@@ -16,7 +16,7 @@ from typing import Any
 from unittest import mock
 
 from cni_plugin import pod
-from cni_plugin.netlink import Message, NetlinkError, attribute, nested, nftables, rtnl, text, u32
+from cni_plugin.netlink import EXCL, Message, NetlinkError, attribute, nested, nftables, rtnl, text, u32
 from cni_plugin.netlink.address import unpack, version
 from cni_plugin.netlink.rtnl import neighbours
 from cni_plugin.pod.apply import OperationFailed, apply
@@ -69,6 +69,7 @@ class SimulatedPod:
         self.tables: dict[str, bytes] = {}
         self.elements: dict[str, dict[bytes, bytes]] = {}
         self.sysctls = {f"ipv4/conf/{name}/rp_filter": rp_filter for name in ("default", "lo", "eth0")}
+        self.sysctls["ipv6/conf/lo/disable_ipv6"] = "0"
         if mpls:
             self.sysctls |= {"mpls/platform_labels": "0", "mpls/conf/eth0/input": "0"}
         for address in addresses:
@@ -102,7 +103,7 @@ class SimulatedPod:
         """The project's functions find this pod instead of a kernel."""
         with ExitStack() as stack:
             for target, substitute in {
-                "cni_plugin.pod.entered": lambda _: nullcontext(),
+                "cni_plugin.pod.entered": lambda *_: nullcontext(),
                 "cni_plugin.pod.Socket": lambda: nullcontext(self),
                 "cni_plugin.netlink.nftables.open_socket": lambda: nullcontext(self),
                 "cni_plugin.pod.state.read_sysctl": self.sysctls.get,
@@ -203,7 +204,9 @@ class SimulatedPod:
     def _new_route(self, message: Message) -> None:
         if message.body[0] == AF_MPLS:
             self._have(_label(message.body) < int(self.sysctls["mpls/platform_labels"]), errno.EINVAL, message)
-        self.routes[self._route_key(message)] = message.body
+        key = self._route_key(message)
+        self._have(not (message.flags & EXCL and key in self.routes), errno.EEXIST, message)
+        self.routes[key] = message.body
 
     def _del_route(self, message: Message) -> None:
         key = self._route_key(message)

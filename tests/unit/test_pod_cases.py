@@ -7,6 +7,7 @@ from unittest import mock
 
 import pytest
 
+from cni_plugin import pod as pod_side
 from cni_plugin.netlink import rtnl
 from cni_plugin.pod import PodError, rules, ruleset
 from cni_plugin.pod.plan import Unsupported
@@ -209,3 +210,21 @@ def test_a_pod_without_its_interface_is_told_with_those_it_has() -> None:
     with pytest.raises(PodError) as raised:
         pod.configure(WEB)
     assert raised.value.details == "the pod has no interface 'eth0', only lo"
+
+
+@pytest.mark.parametrize("call", ["configure", "missing"])
+@pytest.mark.parametrize(
+    ("target", "error"),
+    [
+        ("cni_plugin.pod.Socket", OSError(24, "Too many open files")),
+        ("cni_plugin.pod.state.read_sysctl", PermissionError(13, "Permission denied", "/proc/sys/net/x")),
+    ],
+    ids=["no socket", "a sysctl that cannot be read"],
+)
+def test_whatever_the_system_refuses_is_the_pods_trouble(call: str, target: str, error: OSError) -> None:
+    """Not that of the record, whose failures are told in the same way."""
+    simulated = Kind().build()
+    with simulated.entered(), mock.patch(target, side_effect=error), pytest.raises(PodError) as caught:
+        getattr(pod_side, call)("/run/netns/simulated", "eth0", WEB)
+    assert str(error.strerror) in caught.value.details
+    assert str(error.filename or "") in caught.value.details

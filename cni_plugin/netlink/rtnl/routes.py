@@ -5,7 +5,7 @@ from __future__ import annotations
 from _struct import pack, unpack_from
 from sys import byteorder
 
-from cni_plugin.netlink import CREATE, REPLACE, Message, Socket, attribute, attributes, nested, number, u32
+from cni_plugin.netlink import CREATE, EXCL, REPLACE, Message, Socket, attribute, attributes, nested, number, u32
 from cni_plugin.netlink.address import BITS, FAMILY, VERSION, family, unpack, version
 from cni_plugin.netlink.address import pack as pack_address
 from cni_plugin.record import Record
@@ -138,6 +138,11 @@ def gateways_by(route: Route, link: int) -> list[str]:
 def put_route(route: Route) -> Message:
     """Adds a route, or replaces the one of the same destination, table and metric."""
     return Message(NEW_ROUTE, CREATE | REPLACE, _route_body(route), f"setting {_route_name(route)}")
+
+
+def add_route(route: Route) -> Message:
+    """Adds a route; the kernel refuses with EEXIST where there is one of the same destination, table and metric."""
+    return Message(NEW_ROUTE, CREATE | EXCL, _route_body(route), f"adding {_route_name(route)}")
 
 
 def delete_route(route: Route) -> Message:
