@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 STDIN_LIMIT = 16 << 20
 """Bytes of a configuration; that of a pod with a thousand addresses and routes needs a hundredth."""
 
+AT_HAND = 0.1
+"""Seconds in which a configuration must be there that only the log of an error would need."""
+_FIONREAD = 0x541B
+
 
 def main() -> int:
     """One call of the plugin; returns its exit status."""
@@ -38,8 +42,8 @@ def main() -> int:
         except Exception as error:
             raise Unexpected(f"service-tunnel failed: {type(error).__name__}", _origin(error)) from error
     except CniError as error:
-        call.log(error)
         _write(1, error.to_json(call.version))
+        call.log(error, environ)
         return 1
     return 0 if _write(1, output) else 1
 
@@ -71,11 +75,15 @@ class Call:
         self.conf = config.read(self.plain, self.version, self.invocation.command)
         return table[self.invocation.command](self.invocation, self.conf)
 
-    def log(self, error: CniError) -> None:
-        if self.invocation is not None and self.plain is not None:
+    def log(self, error: CniError, environ: dict[str, str]) -> None:
+        """The line for this error, where a configuration says into which file; without one there is none to say."""
+        if self.invocation is None:
+            self.plain = _configuration_at_hand()
+        if self.plain is not None:
             from cni_plugin import config, verbs
 
-            verbs.log_error(self.invocation, self.conf or config.of_the_log(self.plain), error)
+            invocation = self.invocation or environment.as_given(environ)
+            verbs.log_error(invocation, self.conf or config.of_the_log(self.plain), error)
 
 
 def _environ() -> dict[str, str]:
@@ -112,6 +120,36 @@ def _stdin() -> bytes:
     except OSError as error:
         raise IoFailure(f"the network configuration cannot be read from stdin: {error.strerror}") from None
     return b"".join(parts)
+
+
+def _configuration_at_hand() -> dict[str, Any] | None:
+    """The configuration that stdin has, or brings within a moment, when variables are so wrong that it was not read.
+
+    Never waited for: who gets the variables wrong may leave stdin open and silent, too.
+    """
+    from fcntl import ioctl
+    from time import monotonic, sleep
+
+    from cni_plugin import config
+
+    read = b""
+    deadline = monotonic() + AT_HAND
+    try:
+        while len(read) <= STDIN_LIMIT:
+            ready = int.from_bytes(ioctl(0, _FIONREAD, bytes(4)), sys.byteorder)
+            if ready:
+                read += posix.read(0, ready)
+                try:
+                    return config.decode(read)
+                except Undecodable:
+                    pass  # not all of it, or nothing that will be one
+            elif monotonic() > deadline:
+                break
+            else:
+                sleep(AT_HAND / 20)
+    except OSError:
+        pass  # closed, or of a kind that does not tell
+    return None
 
 
 def _write(descriptor: int, text: str) -> bool:

@@ -52,7 +52,8 @@ class NetConf(Record):
     when_helper_is_away: str = RETRY_IF_TUNNELLED
     helper_wait: float = 10.0
     """Seconds."""
-    exempt_namespaces: tuple[str, ...] = ("kube-system",)
+    exempt_namespaces: tuple[str, ...] = ("kube-system", "service-tunnel")
+    """Those of what brings a cluster up, the helper's own among them: nothing is to lock itself out."""
     tunnels: tuple[dict[str, Any], ...] = ()
     """Standalone tunnels as written; `cni_plugin.standalone` reads them."""
     log_level: str = "info"

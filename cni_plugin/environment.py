@@ -65,15 +65,8 @@ def read(environ: Mapping[str, str]) -> Invocation:
         raise EnvironmentInvalid(_missing_fault(environ, ("CNI_COMMAND", *REQUIRED["ADD"])))
     if command not in REQUIRED:
         raise EnvironmentInvalid(f"CNI_COMMAND is {command!r}, one of {', '.join(REQUIRED)} is expected")
-    arguments, arguments_fault = _arguments(environ.get("CNI_ARGS", ""))
-    invocation = Invocation(
-        command,
-        environ.get("CNI_CONTAINERID", ""),
-        environ.get("CNI_NETNS", ""),
-        environ.get("CNI_IFNAME", ""),
-        arguments,
-        environ.get("CNI_PATH", ""),
-    )
+    invocation = as_given(environ)
+    arguments_fault = _arguments(environ.get("CNI_ARGS", ""))[1]
     faults = [_missing_fault(environ, REQUIRED[command])]
     if "CNI_CONTAINERID" in REQUIRED[command]:
         faults += [_container_fault(invocation.container_id), _interface_fault(invocation.ifname)]
@@ -82,6 +75,18 @@ def read(environ: Mapping[str, str]) -> Invocation:
     if any(faults):
         raise EnvironmentInvalid("; ".join([fault for fault in faults if fault]))
     return invocation
+
+
+def as_given(environ: Mapping[str, str]) -> Invocation:
+    """The invocation as far as it can be understood, with nothing of it checked: for the log of one that is wrong."""
+    return Invocation(
+        environ.get("CNI_COMMAND", ""),
+        environ.get("CNI_CONTAINERID", ""),
+        environ.get("CNI_NETNS", ""),
+        environ.get("CNI_IFNAME", ""),
+        _arguments(environ.get("CNI_ARGS", ""))[0],
+        environ.get("CNI_PATH", ""),
+    )
 
 
 def is_identifier(text: str) -> bool:

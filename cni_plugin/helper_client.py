@@ -65,7 +65,10 @@ def ask(socket_path: str, request: dict[str, Any], wait_seconds: float) -> Answe
 
 
 def _attempt(path: str, message: bytes, deadline: float) -> Answer:
-    connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+    try:
+        connection = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC)
+    except OSError as error:
+        raise NotYet(f"no socket to ask the helper at {path}: {error.strerror or error}") from None
     try:
         connection.settimeout(max(deadline - monotonic(), SHORTEST_ATTEMPT))
         connection.connect(path)

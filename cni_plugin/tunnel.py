@@ -19,6 +19,9 @@ MODES = (VXLAN_GPE, GRE, MPLS)
 PROTOCOLS = ("tcp", "udp")
 """Those of remaps: what has ports."""
 
+FIRST_INTERFACE = "eth0"
+"""The name that every Kubernetes runtime gives the interface with the pod's own address."""
+
 VXLAN_GPE_PORT = 4790
 """UDP port of VXLAN-GPE (IANA, draft-ietf-nvo3-vxlan-gpe)."""
 POD_LABEL = 100

@@ -13,6 +13,8 @@ the code that makes one.
 
 from __future__ import annotations
 
+import posix
+
 from cni_plugin import attachment, config, jsontext, logfile, netns, trust
 from cni_plugin.attachment import Attachment
 from cni_plugin.errors import (
@@ -23,12 +25,13 @@ from cni_plugin.errors import (
     Missing,
     PodSideFailed,
     TryLater,
-    Unavailable,
 )
 from cni_plugin.tunnel import NOTHING, PodTunnels
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from cni_plugin.config import NetConf
     from cni_plugin.environment import Invocation
 
@@ -53,30 +56,32 @@ def add(invocation: Invocation, conf: NetConf) -> str:
     # Everything that can be wrong with the input is found before anything is changed.
     output = jsontext.dumps({**result, "cniVersion": conf.cni_version})
     inode = _inode(invocation)
-    wanted = _standalone(conf)
+    wanted = _standalone(invocation, conf)
     had = _earlier(invocation, conf, inode)
     record = _record(invocation, conf, result, inode).replace(
         standalone=wanted is not None, tunnels=_both(had, wanted or NOTHING)
     )
+    key = (record.network, record.container, record.interface)
     try:
-        attachment.remove_unfinished(conf.run_dir, record.network, record.container, record.interface)
-        attachment.write(conf.run_dir, record)
+        attachment.remove_unfinished(conf.run_dir, *key)
     except OSError as error:
         raise _not_recorded(conf, error) from error
+    _write(conf, record)
     try:
         source = "standalone"
         if wanted is None:
             wanted, source = _ask(invocation, conf, record)
         operations: list[str] = []
+        warnings: list[str] = []
         if record.tunnels.tunnels or wanted.tunnels:
             record = _announce(conf, record, _both(had, wanted))
-            operations = _configure(invocation, wanted, had)
-        attachment.write(conf.run_dir, record.replace(state=attachment.READY, tunnels=wanted))
-    except BaseException as error:
+            operations = _configure(conf, record, wanted, had, warnings.append)
+        _write(conf, record.replace(state=attachment.READY, tunnels=wanted))
+    except BaseException:
         _undo(invocation, conf, record)
-        if isinstance(error, OSError):
-            raise _not_recorded(conf, error) from error
         raise
+    if warnings:
+        _log(invocation, conf, "warning", warnings=warnings)
     outcome = OK if wanted.tunnels else NONE
     _log(invocation, conf, "info", outcome=outcome, source=source, tunnels=len(wanted.tunnels), operations=operations)
     return output
@@ -108,7 +113,7 @@ def check(invocation: Invocation, conf: NetConf) -> str:
     """Complains, with code 102, about whatever of ADD's work is not there any more."""
     if conf.prev_result is None:
         raise ConfigInvalid("prevResult is missing: CHECK needs the result of ADD")
-    _inode(invocation)
+    inode = _inode(invocation)
     try:
         known = attachment.read(conf.run_dir, conf.name, invocation.container_id, invocation.ifname)
     except (OSError, attachment.NewerRecord) as error:
@@ -121,16 +126,24 @@ def check(invocation: Invocation, conf: NetConf) -> str:
             f"looked for in {attachment.directory(conf.run_dir)}; restart the pod",
         )
     if known.state != attachment.READY:
-        raise Missing("ADD of this attachment was interrupted", "restart the pod")
+        verb = "DEL or GC" if known.state == attachment.ENDING else "ADD"
+        raise Missing(f"{verb} of this attachment was interrupted", "restart the pod")
+    if known.inode != inode:
+        raise Missing(
+            f"the attachment record is of another network namespace than {invocation.netns}", "restart the pod"
+        )
     if known.tunnels.tunnels:
-        from cni_plugin import pod
+        from cni_plugin import pod, sharing
 
+        key = (known.network, known.container, known.interface)
         try:
-            absent = pod.missing(invocation.netns, invocation.ifname, known.tunnels)
+            differences = sharing.missing(conf.run_dir, key, invocation.netns, inode, known.tunnels)
         except pod.PodError as error:
             raise PodSideFailed(str(error), error.details) from None
-        if absent:
-            raise Missing(f"the pod's network namespace lacks {', '.join(absent)}", "restart the pod")
+        if differences:
+            raise Missing(
+                f"the pod's network namespace is not as ADD left it: {'; '.join(differences)}", "restart the pod"
+            )
     _log(invocation, conf, "info", outcome=OK)
     return ""
 
@@ -182,16 +195,9 @@ def status(invocation: Invocation, conf: NetConf) -> str:
 
     If it did, every upgrade of the helper would turn the nodes NotReady.
     """
-    from _socket import AF_NETLINK, SOCK_CLOEXEC, SOCK_RAW, socket
+    from cni_plugin import readiness
 
-    try:
-        attachment.check_room(conf.run_dir)
-    except OSError as error:
-        raise Unavailable(f"runDir {conf.run_dir} cannot hold attachment records: {error}") from None
-    try:
-        socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, 0).close()
-    except OSError as error:
-        raise Unavailable(f"no netlink socket: {error}", "the plugin configures pods over netlink") from None
+    readiness.examine(conf.run_dir)
     _log(invocation, conf, "debug", outcome=OK)  # runtimes ask for it all the time
     return ""
 
@@ -218,12 +224,41 @@ def _inode(invocation: Invocation) -> int:
         raise EnvironmentInvalid(f"CNI_NETNS {error}") from None
 
 
-def _standalone(conf: NetConf) -> PodTunnels | None:
-    if not conf.tunnels and config.VIPS_ANNOTATION not in conf.pod_annotations:
-        return None
+def _standalone(invocation: Invocation, conf: NetConf) -> PodTunnels | None:
+    """The tunnels of standalone use; None where the helper is to say, also for a pod with an annotation of its own.
+
+    Standalone is a network whose chain entry has tunnels, and a pod with annotations where no helper could answer for
+    it. Anywhere else an annotation would let whoever writes a pod take any address, past the helper's VIP ranges.
+    """
+    if not conf.tunnels:
+        if config.VIPS_ANNOTATION not in conf.pod_annotations:
+            return None
+        if invocation.pod and _has_helper(conf):
+            _log(
+                invocation, conf, "warning", warnings=[f"{config.VIPS_ANNOTATION} of the pod: the helper decides here"]
+            )
+            return None
     from cni_plugin.standalone import tunnels_of
 
     return tunnels_of(conf)
+
+
+def _has_helper(conf: NetConf) -> bool:
+    """Whether a helper runs on this node, or has run: its socket or its list of namespaces is there."""
+    for path in (conf.helper_socket, _namespaces_file(conf)):
+        try:
+            posix.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError:
+            return True  # who knows; that it may not be looked at says that somebody takes care of it
+        return True
+    return False
+
+
+def _namespaces_file(conf: NetConf) -> str:
+    """The helper's list of namespaces with tunnels, one in a line, for the time in which it cannot be asked."""
+    return f"{conf.state_dir}/tunnelled-namespaces"
 
 
 def _ask(invocation: Invocation, conf: NetConf, record: Attachment) -> tuple[PodTunnels, str]:
@@ -264,8 +299,7 @@ def _must_wait(conf: NetConf, namespace: str) -> bool:
     if conf.when_helper_is_away != config.RETRY_IF_TUNNELLED:
         return conf.when_helper_is_away == config.RETRY
     try:
-        # The helper keeps this list, one namespace in a line, for the time in which it cannot be asked.
-        listed = trust.read_file(f"{conf.state_dir}/tunnelled-namespaces", NAMESPACES_LIMIT)
+        listed = trust.read_file(_namespaces_file(conf), NAMESPACES_LIMIT)
     except (FileNotFoundError, NotADirectoryError):
         return False  # a node that never had a helper knows of no tunnels
     except OSError:
@@ -293,19 +327,30 @@ def _announce(conf: NetConf, record: Attachment, tunnels: PodTunnels) -> Attachm
     if tunnels == record.tunnels:
         return record
     announced = record.replace(tunnels=tunnels)
-    attachment.write(conf.run_dir, announced)
+    _write(conf, announced)
     return announced
 
 
-def _not_recorded(conf: NetConf, error: OSError) -> IoFailure:
-    return IoFailure(f"no attachment record below runDir {conf.run_dir}: {error.strerror or error}")
-
-
-def _configure(invocation: Invocation, wanted: PodTunnels, had: PodTunnels) -> list[str]:
-    from cni_plugin import pod
-
+def _write(conf: NetConf, record: Attachment) -> None:
     try:
-        return pod.configure(invocation.netns, invocation.ifname, wanted, had)
+        attachment.write(conf.run_dir, record)
+    except OSError as error:
+        raise _not_recorded(conf, error) from error
+
+
+def _not_recorded(conf: NetConf, error: OSError) -> IoFailure:
+    at = f"{error.filename}: " if error.filename else ""
+    return IoFailure(f"no attachment record below runDir {conf.run_dir}: {at}{error.strerror or error}")
+
+
+def _configure(
+    conf: NetConf, record: Attachment, wanted: PodTunnels, had: PodTunnels, warn: Callable[[str], None]
+) -> list[str]:
+    from cni_plugin import pod, sharing
+
+    key = (record.network, record.container, record.interface)
+    try:
+        return sharing.configure(conf.run_dir, key, record.netns, record.inode, wanted, had, warn)
     except pod.PodError as error:
         raise PodSideFailed(str(error), error.details) from None
 
@@ -331,6 +376,12 @@ def _clear(conf: NetConf, key: tuple[str, str, str], known: Attachment | None, p
         return []
     from cni_plugin import leftovers
 
+    if known is not None and known.state == attachment.READY:
+        # The helper, should it be at work in the pod, sees by this that it is no longer its to configure.
+        try:
+            attachment.write(conf.run_dir, known.replace(state=attachment.ENDING))
+        except (OSError, ValueError):
+            pass  # on a full disk the pod is to be cleared all the same
     return leftovers.clear(conf.run_dir, key, known, path)
 
 

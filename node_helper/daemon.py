@@ -22,7 +22,7 @@ from inotify_simple import INotify, flags
 
 from cni_plugin import attachment
 from cni_plugin.helper_client import NONE, TUNNELS, UNKNOWN
-from cni_plugin.tunnel import PodTunnels, to_plain
+from cni_plugin.tunnel import FIRST_INTERFACE, PodTunnels, to_plain
 from node_helper import questions
 from node_helper.asks import AskServer
 from node_helper.backends import Backend, backend
@@ -30,7 +30,7 @@ from node_helper.health import Health
 from node_helper.http_server import HttpServer
 from node_helper.log_limits import LineLimit
 from node_helper.metrics import Metrics
-from node_helper.plan.attachments import FIRST_INTERFACE, bears_tunnels, find_pod, pod_tunnels
+from node_helper.plan.attachments import bears_tunnels, find_pod, pod_tunnels
 from node_helper.private_folder import make_private
 from node_helper.problem_history import ProblemHistory
 from node_helper.reconcile import Reconciler, Round

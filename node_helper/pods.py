@@ -11,13 +11,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cni_plugin import attachment, netns, pod
+import structlog
+
+from cni_plugin import attachment, leftovers, netns, pod, sharing
 from cni_plugin.attachment import Attachment
 from cni_plugin.tunnel import NOTHING, PodTunnels
 from node_helper.model import ObjectKey, Problem, Snapshot
 from node_helper.plan.attachments import bears_tunnels, find_pod, pod_tunnels
 from node_helper.service_index import ServiceIndex
 from node_helper.services import TunnelService
+
+_log = structlog.get_logger()
 
 
 @dataclass(slots=True)
@@ -38,6 +42,8 @@ class PodKeeper:
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = str(run_dir)
+        self._unfinished: set[str] = set()
+        """Records, by their file names, of pods that could not be configured: what they say is not yet so."""
 
     def records(self) -> tuple[list[Attachment], list[str]]:
         """All readable records, and a sentence for each that is not."""
@@ -68,7 +74,8 @@ class PodKeeper:
             # While ADD runs the pod is the plugin's; its end is a change of the record, which brings us here again.
             if record.state != attachment.READY or record.standalone:
                 continue
-            if wanted != record.tunnels or (full and wanted.tunnels):
+            unfinished = record.file_name in self._unfinished
+            if wanted != record.tunnels or unfinished or (full and wanted.tunnels):
                 try:
                     self._configure(record, wanted, result)
                 except OSError as error:
@@ -102,22 +109,54 @@ class PodKeeper:
         """What the pod has is another attachment's to keep, and to take away."""
         if record.tunnels.tunnels and record.state == attachment.READY:
             with contextlib.suppress(OSError):  # it is tried again at the next look
-                attachment.write(self._run_dir, record.replace(tunnels=NOTHING))
+                attachment.replace(self._run_dir, record, record.replace(tunnels=NOTHING))
 
     def _configure(self, record: Attachment, wanted: PodTunnels, result: PodRound) -> None:
-        key = ObjectKey(record.namespace, record.name)
-        found = netns.identity(record.netns)
         if self._forget_if_gone(record):
             return
+        pod_key = ObjectKey(record.namespace, record.name)
+        key = (record.network, record.container, record.interface)
+        # As the plugin does: whoever comes after us, should we be killed, knows what may be in the pod.
+        both = dict.fromkeys(record.tunnels.tunnels + wanted.tunnels)
+        announced = record.replace(tunnels=wanted.replace(tunnels=tuple(both)))
+        if announced != record and not attachment.replace(self._run_dir, record, announced):
+            return  # a DEL or another ADD was faster: the pod is the plugin's
+        warnings: list[str] = []
         try:
-            operations = pod.configure(record.netns, record.interface, wanted, record.tunnels)
+            operations = sharing.configure(
+                self._run_dir, key, record.netns, record.inode, wanted, announced.tunnels, warnings.append
+            )
         except pod.PodError as error:
-            result.problems.append(Problem("Pod", key, "PodNotConfigured", f"pod {key}: {error}: {error.details}"))
+            if not isinstance(error.__cause__, netns.NetnsReplaced):  # else the next look finds that the pod is gone
+                message = f"pod {pod_key}: {error}: {error.details}"
+                result.problems.append(Problem("Pod", pod_key, "PodNotConfigured", message))
+                self._unfinished.add(record.file_name)
             return
+        self._unfinished.discard(record.file_name)
         if operations:
-            result.changed[str(key)] = operations
-        if wanted != record.tunnels and netns.identity(record.netns) == found:
-            attachment.write(self._run_dir, record.replace(tunnels=wanted))
+            result.changed[str(pod_key)] = operations
+        for warning in warnings if wanted != record.tunnels else ():
+            _log.warning("a pod gets less than its Services say", pod=str(pod_key), warning=warning)
+        configured = announced.replace(tunnels=wanted)
+        if configured == announced:
+            kept = self._now(key) == announced
+        else:
+            kept = attachment.replace(self._run_dir, announced, configured)
+        if not kept:
+            self._take_back(key, announced)
+
+    def _now(self, key: tuple[str, str, str]) -> Attachment | None:
+        try:
+            return attachment.read(self._run_dir, *key)
+        except (OSError, ValueError):
+            return None  # it is told as UnreadableRecord
+
+    def _take_back(self, key: tuple[str, str, str], record: Attachment) -> None:
+        """While the pod was configured its record went, or changed: what a DEL took out is not to be in it again."""
+        now = self._now(key)
+        if now is None or now.state == attachment.ENDING:
+            for trouble in leftovers.clear(self._run_dir, key, record, record.netns):
+                _log.warning("a pod that ended while it was configured keeps its tunnels", trouble=trouble)
 
 
 def _without_record(

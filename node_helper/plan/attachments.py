@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
-from cni_plugin.tunnel import PodTunnels, Tunnel
+from cni_plugin.tunnel import FIRST_INTERFACE, PodTunnels, Tunnel
 from node_helper.model import Node, ObjectKey, Pod, Snapshot
 from node_helper.service_index import ServiceIndex, tunnels_for_pod
 from node_helper.services import TunnelService
-
-FIRST_INTERFACE = "eth0"
 
 
 def pod_tunnels(services: Iterable[TunnelService] | ServiceIndex, snapshot: Snapshot, pod: Pod) -> PodTunnels:

@@ -6,6 +6,7 @@ What the CNI specification and the project's own contract promise is held here, 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -239,3 +240,31 @@ def test_an_annotation_with_one_bad_member_is_named_with_it(pod: Pod) -> None:
 @pytest.mark.parametrize("command", ["ADD", "CHECK"])
 def test_without_prevresult_there_is_no_chain(pod: Pod, command: str) -> None:
     assert "prevResult" in pod.call(command, pod.conf(prevResult=...)).failed(7)["msg"]
+
+
+# ---- errors in variables are logged, too -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{"CNI_IFNAME": "../x"}, {"CNI_CONTAINERID": None}, {"CNI_COMMAND": "FROB"}])
+def test_a_wrong_variable_is_logged_where_the_configuration_says(pod: Pod, changes: dict[str, str | None]) -> None:
+    error = pod.call("ADD", environ=changes).failed(4)
+    (line,) = [json.loads(line) for line in (pod.folder / "log").read_text().splitlines()]
+    assert (line["level"], line["outcome"], line["code"], line["msg"]) == ("error", "error", 4, error["msg"])
+    assert line["pod"] == "shop/web-1"
+
+
+@pytest.mark.parametrize("stdin", ["silent", "closed", "no JSON"])
+def test_a_wrong_variable_waits_for_no_configuration(pod: Pod, stdin: str) -> None:
+    read, write = os.pipe()
+    try:
+        if stdin == "no JSON":
+            os.write(write, b"{")
+        done = subprocess.run(
+            ["sh", "-c", 'exec "$0" <&-', pod.binary] if stdin == "closed" else [pod.binary],
+            stdin=read, env=pod.environ("FROB"), capture_output=True, timeout=20,
+        )  # fmt: skip
+    finally:
+        os.close(read)
+        os.close(write)
+    assert (done.returncode, json.loads(done.stdout)["code"]) == (1, 4)
+    assert not (pod.folder / "log").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,31 +30,47 @@ class FakePodSide(ModuleType):
         super().__init__("cni_plugin.pod")
         self.pods: dict[str, PodTunnels] = {}
         self.failure: Exception | None = None
-        """What every call raises; `refusal`: what `configure` alone does."""
+        """What every call raises; `refusal`: what `configure` does where something is wanted."""
         self.refusal: Exception | None = None
         self.absent: list[str] = []
         self.watch: Any = None
         self.had = NOTHING
-        """What the last `clear` was told of what the pod may have."""
+        """What the last `configure` was told of what the pod may have; `inode`: which namespace is meant."""
+        self.inode = 0
+        self.interface = ""
+        self.warnings: list[str] = []
 
-    def configure(self, netns_path: str, interface: str, wanted: PodTunnels, had: PodTunnels = NOTHING) -> list[str]:
+    def configure(
+        self,
+        netns_path: str,
+        interface: str,
+        wanted: PodTunnels,
+        had: PodTunnels = NOTHING,
+        inode: int = 0,
+        warn: Callable[[str], None] | None = None,
+    ) -> list[str]:
         if self.watch:
             self.watch()
-        if self.failure or self.refusal:
+        self.had, self.inode = had, inode
+        if self.failure or (self.refusal and wanted.tunnels):
             raise self.failure or self.refusal  # type: ignore[misc]  # one of them is there
+        if not wanted.tunnels:
+            self.pods.pop(netns_path, None)
+            return []
+        if warn:
+            for words in self.warnings:
+                warn(words)
+        self.interface = interface
         self.pods[netns_path] = wanted
         return ["198.51.100.7 on lo"]
 
-    def missing(self, netns_path: str, interface: str, wanted: PodTunnels) -> list[str]:
+    def missing(self, netns_path: str, interface: str, wanted: PodTunnels, inode: int = 0) -> list[str]:
         if self.failure:
             raise self.failure
-        return self.absent
-
-    def clear(self, netns_path: str, interface: str, had: PodTunnels = NOTHING) -> None:
-        self.had = had
-        if self.failure:
-            raise self.failure
-        self.pods.pop(netns_path, None)
+        if self.absent:
+            return self.absent
+        present = self.pods.get(netns_path, NOTHING)
+        return [] if set(present.tunnels) == set(wanted.tunnels) else [f"{present} is not {wanted}"]
 
 
 class Node:

@@ -26,7 +26,7 @@ def test_all_keys_but_the_type_have_the_contracts_defaults() -> None:
     assert conf == NetConf("1.0.0", name="net")
     assert (conf.helper_socket, conf.run_dir) == ("/run/service-tunnel/helper.sock", "/run/service-tunnel")
     assert (conf.state_dir, conf.when_helper_is_away) == ("/var/lib/service-tunnel", "retry-if-tunnelled")
-    assert (conf.helper_wait, conf.exempt_namespaces) == (10.0, ("kube-system",))
+    assert (conf.helper_wait, conf.exempt_namespaces) == (10.0, ("kube-system", "service-tunnel"))
     assert (conf.log_level, conf.log_file) == ("info", "/var/log/service-tunnel.log")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 import struct
@@ -36,6 +37,16 @@ def test_a_pod_without_tunnels_is_told_in_one_round_trip(path: Path) -> None:
     with FakeHelper(path, NONE) as helper:
         assert ask(str(path), REQUEST, 5) == Answer("none")
     assert helper.connections == 1
+
+
+def test_a_process_that_gets_no_socket_is_told_so_and_tries_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(helper_client, "socket", refuse)
+    answer = ask(str(path), REQUEST, 0)
+    assert answer.kind == "unknown"
+    assert "Too many open files" in answer.trouble
 
 
 def test_a_reply_in_single_bytes_arrives_whole(path: Path) -> None:

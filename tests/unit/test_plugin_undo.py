@@ -23,7 +23,7 @@ RECORD = "pods:c1:eth0"
 # ---- ADD ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("failure", [FakePodSide.PodError("no route", "EPERM"), OSError(1, "refused"), ValueError("x")])
+@pytest.mark.parametrize("failure", [FakePodSide.PodError("no route", "EPERM"), ValueError("x")])
 def test_a_pod_side_that_fails_leaves_no_record(
     node: Node, pod_side: FakePodSide, helper: FakeHelper, failure: Exception
 ) -> None:
@@ -212,15 +212,106 @@ def test_del_leaves_the_pod_alone_that_has_the_path_now(node: Node, pod_side: Fa
     assert node.records() == []
 
 
-@pytest.mark.parametrize("recorded", [True, False])
-def test_del_of_a_second_interface_leaves_the_firsts_tunnels(node: Node, pod_side: FakePodSide, recorded: bool) -> None:
+# ---- several attachments of one pod ------------------------------------------------------------------------------
+
+
+def second(node: Node, **changes: Any) -> config.NetConf:
+    """The chain of another network, with tunnels of its own."""
+    return node.conf(name="more", tunnels=({"vips": ["203.0.113.9"]},), **changes)
+
+
+def test_a_second_network_adds_its_tunnels_to_the_firsts(node: Node, pod_side: FakePodSide, helper: FakeHelper) -> None:
+    verbs.add(node.invocation(), node.conf())
+    verbs.add(node.invocation(ifname="net1"), second(node))
+    assert pod_side.pods[str(node.netns)].tunnels == OTHER.tunnels + WANTED.tunnels
+    assert pod_side.interface == "eth0", "by which packets come in"
+    assert {record.interface: record.tunnels.tunnels for record in node.records()} == {
+        "eth0": WANTED.tunnels,
+        "net1": OTHER.tunnels,
+    }
+    verbs.check(node.invocation("CHECK"), node.conf())
+    verbs.check(node.invocation("CHECK", ifname="net1"), second(node))
+
+
+@pytest.mark.parametrize(("ends", "left"), [("eth0", OTHER), ("net1", WANTED)])
+def test_one_networks_end_takes_its_own_tunnels(
+    node: Node, pod_side: FakePodSide, helper: FakeHelper, ends: str, left: PodTunnels
+) -> None:
+    verbs.add(node.invocation(), node.conf())
+    verbs.add(node.invocation(ifname="net1"), second(node))
+    verbs.delete(node.invocation("DEL", ifname=ends), node.conf() if ends == "eth0" else second(node))
+    assert pod_side.pods[str(node.netns)].tunnels == left.tunnels
+    assert [record.interface for record in node.records()] == [pod_side.interface] != [ends]
+    verbs.delete(node.invocation("DEL", ifname=pod_side.interface), second(node) if ends == "eth0" else node.conf())
+    assert pod_side.pods == {}
+
+
+def test_a_second_network_that_fails_leaves_the_firsts_tunnels(
+    node: Node, pod_side: FakePodSide, helper: FakeHelper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verbs.add(node.invocation(), node.conf())
+    write = attachment.write
+
+    def full_disk(run_dir: str, record: attachment.Attachment) -> None:
+        if record.state == attachment.READY:
+            raise OSError(28, "No space left on device")
+        write(run_dir, record)
+
+    monkeypatch.setattr(attachment, "write", full_disk)
+    with pytest.raises(IoFailure):
+        verbs.add(node.invocation(ifname="net1"), second(node))
+    assert pod_side.pods == {str(node.netns): WANTED}
+    assert [record.interface for record in node.records()] == ["eth0"]
+
+
+def test_another_network_that_is_added_meanwhile_is_not_overlooked(
+    node: Node, pod_side: FakePodSide, helper: FakeHelper
+) -> None:
+    """Both are about to configure the pod: whoever wrote its record later sees the other, and the other looks again."""
+
+    def meanwhile() -> None:
+        pod_side.watch = None
+        verbs.add(node.invocation(ifname="net1"), second(node))
+
+    pod_side.watch = meanwhile
+    verbs.add(node.invocation(), node.conf())
+    assert set(pod_side.pods[str(node.netns)].tunnels) == {*WANTED.tunnels, *OTHER.tunnels}
+
+
+def test_the_same_tunnel_by_two_networks_is_there_once_and_stays_to_the_last(node: Node, pod_side: FakePodSide) -> None:
+    for interface in ("net1", "net2"):
+        verbs.add(node.invocation(ifname=interface), second(node))
+        assert pod_side.pods[str(node.netns)].tunnels == OTHER.tunnels
+    verbs.delete(node.invocation("DEL", ifname="net1"), second(node))
+    assert pod_side.pods[str(node.netns)].tunnels == OTHER.tunnels
+
+
+def test_where_one_network_knows_the_senders_they_count_for_the_pod(node: Node, pod_side: FakePodSide) -> None:
+    guarded = WANTED.replace(sources=("10.0.1.1",))
+    interrupted(node, guarded, state=attachment.READY)
+    verbs.add(node.invocation(ifname="net1"), second(node))
+    assert pod_side.pods[str(node.netns)].sources == ("10.0.1.1",)
+
+
+def test_del_of_an_interface_without_a_record_leaves_the_others_tunnels(node: Node, pod_side: FakePodSide) -> None:
     first = interrupted(node, WANTED, state=attachment.READY)
-    if recorded:
-        attachment.write(str(node.run_dir), first.replace(interface="net1"))
     pod_side.pods[str(node.netns)] = WANTED
     verbs.delete(node.invocation("DEL", ifname="net1"), node.conf())
     assert pod_side.pods == {str(node.netns): WANTED}
     assert node.records() == [first]
+
+
+def test_del_says_in_the_record_that_the_pod_is_no_longer_the_helpers_to_configure(
+    node: Node, pod_side: FakePodSide
+) -> None:
+    interrupted(node, WANTED, state=attachment.READY)
+    during: list[str] = []
+    pod_side.watch = lambda: during.extend(record.state for record in node.records())
+    verbs.delete(node.invocation("DEL"), node.conf())
+    assert during == [attachment.ENDING]
+    interrupted(node, WANTED, state=attachment.ENDING)
+    with pytest.raises(Missing, match="DEL or GC of this attachment was interrupted"):
+        verbs.check(node.invocation("CHECK"), node.conf())
 
 
 def newer(node: Node) -> bytes:
@@ -271,7 +362,7 @@ def test_gc_keeps_the_record_of_a_pod_that_it_could_not_clear(node: Node, pod_si
     record = interrupted(node, WANTED)
     pod_side.failure = FakePodSide.PodError("the kernel is busy")
     verbs.collect_garbage(node.invocation("GC"), node.conf(valid_attachments=()))
-    assert node.records() == [record]
+    assert [(left.tunnels, left.state) for left in node.records()] == [(record.tunnels, attachment.ADDING)]
     assert "the kernel is busy" in str(node.log()[-1]["troubles"])
 
 

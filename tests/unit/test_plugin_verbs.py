@@ -53,6 +53,24 @@ def test_add_configures_the_pod_and_leaves_a_ready_record(
     assert record.inode == node.netns.stat().st_ino
 
 
+def test_the_namespace_that_was_looked_at_is_the_one_that_is_meant(
+    node: Node, pod_side: FakePodSide, helper: FakeHelper
+) -> None:
+    """Its path may be another pod's by the time the helper has answered."""
+    verbs.add(node.invocation(), node.conf())
+    assert pod_side.inode == node.netns.stat().st_ino
+    pod_side.inode = 0
+    verbs.delete(node.invocation("DEL"), node.conf())
+    assert pod_side.inode == node.netns.stat().st_ino
+
+
+def test_what_a_pod_cannot_have_is_logged_as_a_warning(node: Node, pod_side: FakePodSide, helper: FakeHelper) -> None:
+    pod_side.warnings = ["VIP 2001:db8::7 is left out"]
+    verbs.add(node.invocation(), node.conf())
+    assert [line["level"] for line in node.log()] == ["warning", "info"]
+    assert node.log()[0]["warnings"] == pod_side.warnings
+
+
 def test_the_record_is_there_before_the_helper_is_asked(node: Node) -> None:
     seen: list[str] = []
 
@@ -112,13 +130,53 @@ def test_the_hosts_own_namespace_is_never_configured(node: Node, pod_side: FakeP
 )
 @pytest.mark.parametrize("namespace", ["shop", ""])
 def test_standalone_tunnels_need_no_helper(
-    node: Node, pod_side: FakePodSide, helper: FakeHelper, how: dict[str, Any], namespace: str
+    node: Node, pod_side: FakePodSide, how: dict[str, Any], namespace: str
 ) -> None:
-    verbs.add(node.invocation(namespace=namespace), node.conf(**how))
-    assert helper.connections == 0
+    verbs.add(node.invocation(namespace=namespace), node.conf(**how, when_helper_is_away="retry"))
     assert pod_side.pods == {str(node.netns): WANTED}
     (record,) = node.records()
     assert record.standalone
+
+
+def test_a_chain_entry_with_tunnels_is_standalone_beside_a_helper(
+    node: Node, pod_side: FakePodSide, helper: FakeHelper
+) -> None:
+    conf = node.conf(tunnels=({"vips": ["203.0.113.9"]},), pod_annotations={"cmd.nu/tunnel": "203.0.113.10"})
+    verbs.add(node.invocation(), conf)
+    assert helper.connections == 0
+    assert [tunnel.vips for tunnel in pod_side.pods[str(node.netns)].tunnels] == [("203.0.113.9",), ("203.0.113.10",)]
+
+
+ANNOTATED = {"pod_annotations": {"cmd.nu/tunnel": "203.0.113.9"}}
+
+
+def test_where_a_helper_answers_a_pods_own_annotation_takes_no_address(
+    node: Node, pod_side: FakePodSide, helper: FakeHelper
+) -> None:
+    verbs.add(node.invocation(), node.conf(**ANNOTATED))
+    assert helper.connections == 1
+    assert pod_side.pods == {str(node.netns): WANTED}
+    assert [record.standalone for record in node.records()] == [False]
+    assert "cmd.nu/tunnel" in str(node.log()[0]["warnings"])
+
+
+@pytest.mark.parametrize("sign", ["state/tunnelled-namespaces", "h.sock"])
+def test_a_pods_own_annotation_takes_no_address_while_the_nodes_helper_is_away(
+    node: Node, pod_side: FakePodSide, sign: str
+) -> None:
+    (node.path / sign).touch()
+    verbs.add(node.invocation(), node.conf(**ANNOTATED))
+    assert pod_side.pods == {}
+    with pytest.raises(TryLater):
+        verbs.add(node.invocation(), node.conf(**ANNOTATED, when_helper_is_away="retry"))
+
+
+def test_a_pod_of_no_kubernetes_has_its_annotation_beside_a_helper(
+    node: Node, pod_side: FakePodSide, helper: FakeHelper
+) -> None:
+    verbs.add(node.invocation(namespace=""), node.conf(**ANNOTATED))
+    assert helper.connections == 0
+    assert [record.standalone for record in node.records()] == [True]
 
 
 def test_other_annotations_do_not_keep_the_helper_from_being_asked(
@@ -177,10 +235,20 @@ def test_check_is_content_after_add(node: Node, pod_side: FakePodSide, helper: F
 
 def test_check_names_what_the_pod_lacks(node: Node, pod_side: FakePodSide, helper: FakeHelper) -> None:
     verbs.add(node.invocation(), node.conf())
-    pod_side.absent = ["198.51.100.7/32 on lo", "device svctun-gpe"]
-    with pytest.raises(Missing, match=r"198\.51\.100\.7/32 on lo, device svctun-gpe") as caught:
+    pod_side.absent = ["198.51.100.7 is not on lo", "device svctun-gpe is missing"]
+    with pytest.raises(Missing, match=r"198\.51\.100\.7 is not on lo; device svctun-gpe is missing") as caught:
         verbs.check(node.invocation("CHECK"), node.conf())
     assert caught.value.code >= 100
+
+
+def test_check_says_when_the_record_is_of_another_namespace(
+    node: Node, pod_side: FakePodSide, helper: FakeHelper
+) -> None:
+    verbs.add(node.invocation(), node.conf())
+    (record,) = node.records()
+    attachment.write(str(node.run_dir), record.replace(inode=1))
+    with pytest.raises(Missing, match="another network namespace"):
+        verbs.check(node.invocation("CHECK"), node.conf())
 
 
 def test_check_misses_the_record(node: Node) -> None:
@@ -206,10 +274,6 @@ def test_check_reports_a_pod_it_cannot_look_into(node: Node, pod_side: FakePodSi
     with pytest.raises(PodSideFailed) as caught:
         verbs.check(node.invocation("CHECK"), node.conf())
     assert caught.value.details == "EPERM"
-
-
-def test_status_is_content_without_a_helper(node: Node) -> None:
-    assert verbs.status(node.invocation("STATUS"), node.conf()) == ""
 
 
 def test_status_is_unavailable_where_no_record_can_be_written(node: Node) -> None:

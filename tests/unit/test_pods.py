@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
@@ -19,6 +20,7 @@ from node_helper.service_index import ServiceIndex
 from node_helper.services import TunnelService
 from tests.unit.planning import OTHER, VIPS, endpoint, service
 
+Warn = Callable[[str], None] | None
 NETNS, INODE = "/run/netns/web-1", 4711
 WANTED = PodTunnels((Tunnel(VIPS, GRE),))
 WEB = replace(service(mode=GRE), selector={"app": "web"})
@@ -37,7 +39,9 @@ class Node:
         self.refusal: PodError | None = None
         self.operations = ["put 198.51.100.7 on lo"]
 
-    def configure(self, path: str, interface: str, wanted: PodTunnels, had: PodTunnels) -> list[str]:
+    def configure(
+        self, path: str, interface: str, wanted: PodTunnels, had: PodTunnels, inode: int, warn: Warn = None
+    ) -> list[str]:
         self.configured.append((path, interface, wanted))
         self.had = had
         if self.refusal:
@@ -168,7 +172,7 @@ def test_a_pod_that_cannot_be_configured_is_told_tried_again_and_stops_no_other(
     }
     assert "EPERM adding 198.51.100.7 to lo" in result.problems[0].message
     record = node.record()
-    assert record is not None and record.tunnels == PodTunnels(), "so the next look tries again"
+    assert record is not None and record.tunnels == WANTED, "which may be in it; the next look tries again"
     node.refusal = None
     assert set(node.look(WEB, pods=(pod(), pod("web-2"))).changed) == {"shop/web-1", "shop/web-2"}
 
@@ -177,15 +181,92 @@ def test_a_record_of_a_pod_that_went_while_it_was_configured_does_not_come_back(
     node.add()
     configure = node.configure
 
-    def and_gone(path: str, interface: str, wanted: PodTunnels, had: PodTunnels) -> list[str]:
+    def and_gone(*arguments: Any) -> list[str]:
         node.netns.clear()
         attachment.remove(str(node.run_dir), "pods", "web-1", "eth0")
-        return configure(path, interface, wanted, had)
+        return configure(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cni_plugin.pod.configure", and_gone)
         node.look(WEB, pods=(pod(),))
     assert node.record() is None
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["a change", "a full comparison"])
+@pytest.mark.parametrize("left", [None, attachment.ENDING], ids=["after", "within"])
+def test_a_del_while_the_pod_is_configured_has_the_last_word(
+    node: Node, monkeypatch: pytest.MonkeyPatch, full: bool, left: str | None
+) -> None:
+    """The namespace is still there, as it is until the runtime removes it; what DEL took out is not put back."""
+    record = node.add(tunnels=WANTED if full else NOTHING)
+    monkeypatch.setattr("cni_plugin.netns.of_pod", node.netns.__getitem__)
+    configure = node.configure
+
+    def meanwhile(*arguments: Any) -> list[str]:
+        done = configure(*arguments)
+        if len(node.configured) == 1 and left is None:
+            attachment.remove(str(node.run_dir), "pods", "web-1", "eth0")
+        elif len(node.configured) == 1:
+            attachment.write(str(node.run_dir), record.replace(state=left))
+        return done
+
+    monkeypatch.setattr("cni_plugin.pod.configure", meanwhile)
+    node.look(WEB, pods=(pod(),), full=full)
+    assert [wanted for _, _, wanted in node.configured] == [WANTED, NOTHING]
+    assert node.had == WANTED
+    now = node.record()
+    assert now is None if left is None else now is not None and now.state == left
+
+
+def test_a_del_before_the_pod_is_configured_has_the_last_word(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = node.add()
+    monkeypatch.setattr(node.keeper, "records", lambda: ([record], []))
+    attachment.remove(str(node.run_dir), "pods", "web-1", "eth0")
+    node.look(WEB, pods=(pod(),))
+    assert node.configured == [] and node.record() is None
+
+
+def test_a_new_add_while_the_pod_is_configured_goes_on_alone(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = node.add()
+    configure = node.configure
+
+    def meanwhile(*arguments: Any) -> list[str]:
+        attachment.write(str(node.run_dir), record.replace(state=ADDING))
+        return configure(*arguments)
+
+    monkeypatch.setattr("cni_plugin.pod.configure", meanwhile)
+    node.look(WEB, pods=(pod(),))
+    assert len(node.configured) == 1
+    assert node.record() == record.replace(state=ADDING)
+
+
+def test_before_a_pod_is_changed_its_record_says_what_it_gets(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = PodTunnels((Tunnel(("203.0.113.9",)),))
+    node.add(tunnels=old)
+    seen: list[Attachment | None] = []
+    configure = node.configure
+
+    def watched(*arguments: Any) -> list[str]:
+        seen.append(node.record())
+        return configure(*arguments)
+
+    monkeypatch.setattr("cni_plugin.pod.configure", watched)
+    node.look(WEB, pods=(pod(),))
+    (during,) = seen
+    assert during is not None and during.tunnels.tunnels == old.tunnels + WANTED.tunnels
+    now = node.record()
+    assert now is not None and now.tunnels == WANTED
+
+
+def test_a_standalone_network_of_the_same_pod_keeps_its_tunnels(node: Node) -> None:
+    own = PodTunnels((Tunnel(("203.0.113.9",)),))
+    node.add()
+    node.add(network="more", interface="net1", standalone=True, tunnels=own)
+    node.look(WEB, pods=(pod(),))
+    (configured,) = node.configured
+    assert configured == (NETNS, "eth0", PodTunnels(WANTED.tunnels + own.tunnels))
+    record = node.record()
+    assert record is not None and record.tunnels == WANTED
 
 
 def test_a_record_that_cannot_be_read_is_told_and_stops_no_other(node: Node) -> None:
