@@ -231,17 +231,14 @@ def undrain(socket_path: Path) -> None:
 
 @main.command(context_settings=_ENVIRONMENT)
 @click.option("--mode", type=click.Choice(MODES), multiple=True, help="Only what this mode needs; repeatable.")
-def preflight(mode: tuple[str, ...]) -> None:
-    """Name what this node lacks, and how to mend it."""
-    from node_helper.preflight import check
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def preflight(mode: tuple[str, ...], as_json: bool) -> None:
+    """Name what this node lacks, what around us is in the way, and how to mend it."""
+    from node_helper.preflight import as_plain, as_text, check
 
     findings = check(mode or MODES)
-    for finding in findings:
-        click.echo(
-            f"{'ok  ' if finding.good else 'LACK'}  {finding.what}"
-            + ("" if finding.good else f"\n      {finding.mend}")
-        )
-    if not all(finding.good or finding.optional for finding in findings):
+    click.echo(json.dumps(as_plain(findings), indent=2) if as_json else as_text(findings))
+    if not all(finding.passes for finding in findings):
         sys.exit(1)
 
 

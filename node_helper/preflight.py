@@ -1,11 +1,12 @@
-"""What a node must have for the tunnels to work, tried out in a scratch namespace rather than looked up."""
+"""What a node must have for the tunnels to work: tried out in a scratch namespace, and what is around us looked at."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cni_plugin.netlink import Socket, nftables, rtnl
 from cni_plugin.netns import entered
@@ -16,6 +17,8 @@ from node_helper.kernel import ipsets, xtables
 from node_helper.kernel.commands import run
 from node_helper.kernel.modules import load_mpls
 from node_helper.kernel.router import device_of
+from node_helper.kernel.survey import survey
+from node_helper.node_survey import CHECKS, Check, Survey
 from node_helper.plan.state import ANNOUNCED, RouterWanted
 
 _PROGRAMS = ("ip", "iptables-save", "iptables-restore", "ip6tables-save", "ip6tables-restore")
@@ -29,10 +32,23 @@ class Finding:
     mend: str = ""
     optional: bool = False
     """Lacking it takes away one mode or IP version, not everything."""
+    note: bool = False
+    """Nothing is lacking, but this should be known: `mend` says what, a line each."""
+    name: str = ""
+    """For programs; empty: that of what was tried."""
+
+    @property
+    def passes(self) -> bool:
+        """The node can take part in spite of it."""
+        return self.good or self.optional or self.note
 
 
 def check(modes: Iterable[str]) -> list[Finding]:
-    """One finding per thing that is needed; leaves nothing behind. Raises CommandFailed without `ip netns`."""
+    """One finding per thing that is needed or should be known; leaves nothing behind.
+
+    Raises CommandFailed without `ip netns`.
+    """
+    modes = tuple(modes)
     findings = [_program(name) for name in _PROGRAMS]
     for version, name in ((4, "net.ipv4.ip_forward"), (6, "net.ipv6.conf.all.forwarding")):
         good = read_sysctl(name.removeprefix("net.").replace(".", "/")) == "1"
@@ -48,7 +64,41 @@ def check(modes: Iterable[str]) -> list[Finding]:
             findings += [_mpls() if mode == MPLS else _encapsulation(mode) for mode in modes]
     finally:
         run(["ip", "netns", "delete", scratch])
-    return findings
+    facts = survey()
+    return findings + [_judged(row, facts, modes) for row in CHECKS]
+
+
+def _judged(row: Check, facts: Survey, modes: Collection[str]) -> Finding:
+    verdicts = list(row.judge(facts, modes))
+    lacking = any(verdict.lacking for verdict in verdicts)
+    says = "\n".join(verdict.says for verdict in verdicts)
+    return Finding(row.what, not verdicts, says, note=bool(verdicts) and not lacking, name=row.name)
+
+
+def as_text(findings: Iterable[Finding]) -> str:
+    """A line for each, and the ways out below it."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{'ok  ' if finding.good else 'NOTE' if finding.note else 'LACK'}  {finding.what}")
+        lines += [] if finding.good else [f"      {line}" for line in finding.mend.splitlines()]
+    return "\n".join(lines)
+
+
+def as_plain(findings: Sequence[Finding]) -> dict[str, Any]:
+    """For programs."""
+    return {
+        "ok": all(finding.passes for finding in findings),
+        "findings": [
+            {
+                "name": finding.name or finding.what,
+                "what": finding.what,
+                "state": "ok" if finding.good else "note" if finding.note else "lacking",
+                "optional": finding.optional,
+                "mend": [] if finding.good else finding.mend.splitlines(),
+            }
+            for finding in findings
+        ],
+    }
 
 
 def _program(name: str) -> Finding:

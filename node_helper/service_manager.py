@@ -9,6 +9,9 @@ import os
 import socket
 from collections.abc import Mapping
 
+_PATIENCE = 1.0
+"""Seconds that what must not be missed waits for room; the rest is told again anyway."""
+
 
 class ServiceManager:
     """Tells the service manager that started this process; quiet where there is none."""
@@ -28,10 +31,10 @@ class ServiceManager:
         return int(microseconds) / 2_000_000 or None
 
     def ready(self) -> None:
-        self._tell("READY=1")
+        self._tell("READY=1", _PATIENCE)
 
     def stopping(self) -> None:
-        self._tell("STOPPING=1\nSTATUS=stopping; traffic goes on")
+        self._tell("STOPPING=1\nSTATUS=stopping; traffic goes on", _PATIENCE)
 
     def alive(self) -> None:
         self._tell("WATCHDOG=1")
@@ -42,13 +45,13 @@ class ServiceManager:
             self._status = text
             self._tell(f"STATUS={text}")
 
-    def _tell(self, lines: str) -> None:
+    def _tell(self, lines: str, patience: float = 0.0) -> None:
         if not self._path:
             return
         # A leading @ stands for the zero byte of an abstract socket's name.
         path = "\0" + self._path[1:] if self._path.startswith("@") else self._path
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notice:
-            notice.setblocking(False)
+            notice.settimeout(patience)
             try:
                 notice.sendto(lines.encode(), path)
             except OSError:
