@@ -208,17 +208,8 @@ class Daemon:
                 return None  # What the backend has read first wakes the cycle.
             with self._health.working():
                 result = await loop.run_in_executor(self._kernel, self._reconciler.reconcile, snapshot, full)
-        except OSError as error:
-            # What the kernel refused of single objects is in the round's problems; this is the ground itself.
-            self._metrics.sync_failures.inc()
-            self._metrics.errors.labels("CycleFailed").inc()
-            self._manager.status(f"failed, trying again: {error}")
-            if str(error) != self._trouble:
-                _log.error("the node could not be brought to the wanted state; trying again", error=str(error))
-            self._trouble = str(error)
-            self._failed = str(error), time.time()
-            self._full = True
-            return _RETRY
+        except Exception as error:
+            return self._again(error)
         self._trouble = ""
         self._round = result
         self._metrics.syncs.labels("full" if full else "change").inc()
@@ -229,6 +220,23 @@ class Daemon:
         self._health.synced = True
         self._tell(result)
         return result.again_in
+
+    def _again(self, error: Exception) -> float:
+        """After a cycle that failed: told, counted, and everything is compared in so many seconds."""
+        # What the kernel refused of single objects is in the round's problems; an OSError is the ground itself. All
+        # else is a fault of ours, over an object as nobody thought of, which must not end the helper for all others.
+        ours = not isinstance(error, OSError)
+        words = repr(error) if ours else str(error)
+        self._metrics.sync_failures.inc()
+        self._metrics.errors.labels("CycleFailed").inc()
+        self._manager.status(f"failed, trying again: {words}")
+        if words != self._trouble:
+            tell = _log.exception if ours else _log.error
+            tell("the node could not be brought to the wanted state; trying again", error=words)
+        self._trouble = words
+        self._failed = words, time.time()
+        self._full = True
+        return _RETRY
 
     def _waiting_for(self, trouble: str) -> None:
         if trouble and trouble != self._trouble:

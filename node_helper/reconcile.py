@@ -11,7 +11,7 @@ from node_helper.bucket_store import BucketStore, FolderBucketStore
 from node_helper.buckets import BucketTable
 from node_helper.kernel.facts import FactsReader
 from node_helper.kernel.host import Host
-from node_helper.kernel.modules import load_mpls
+from node_helper.kernel.modules import MplsModules
 from node_helper.kernel.notices import News
 from node_helper.kernel.router import Router
 from node_helper.metrics import Metrics
@@ -67,6 +67,7 @@ class Reconciler:
         self._router = Router(news=self.news)
         self.news.follow_host(self._host.route)
         self._facts = FactsReader(self._host.route)
+        self._modules = MplsModules()
         self._resolver = Resolver(settings.vip_rules, settings.mode)
         self._index = ServiceIndex()
         self._planner = IngressPlanner(settings.node, settings.buckets, settings.seed)
@@ -94,7 +95,7 @@ class Reconciler:
         problems = [*snapshot.problems, *(resolution.problems if INGRESS in settings.roles else ())]
         node = snapshot.nodes.get(settings.node)
         if any(service.mode == MPLS for service in resolution.services):
-            load_mpls()
+            self._modules.load(full)
         ingress = self._is_ingress(node)
         draining = draining_mark(settings.state_dir).exists()
         pods = PodRound()

@@ -45,7 +45,9 @@ _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _SO_RCVTIMEO = 20
 _NO_ROOM = 105
 """ENOBUFS: some answers were more than the socket had room for; those before them are still there."""
+_LOST = "reading the kernel's answers, of which some were lost"
 _TIMED_OUT = 110
+_LAST_SEQUENCE = 1 << 31
 
 _header = Struct("=IHHII")
 _attribute = Struct("=HH")
@@ -225,29 +227,51 @@ class Socket:
         size = 0
         first = index = 0
         pack = _header.pack
-        base = self._sequence + 1
-        for kind, flags, body in packed:
-            length = 16 + len(body)
-            if chunk and size + length > _SEND_BYTES:
+        base = self._begin()
+        try:
+            for kind, flags, body in packed:
+                length = 16 + len(body)
+                if chunk and size + length > _SEND_BYTES:
+                    self._exchange(chunk, base + first, first, refused)
+                    chunk, size, first = [], 0, index
+                chunk.append(pack(length, kind, flags | REQUEST, base + index, 0) + body + b"\0" * (-length & 3))
+                size += (length + 3) & ~3
+                index += 1
+            if chunk:
                 self._exchange(chunk, base + first, first, refused)
-                chunk, size, first = [], 0, index
-            chunk.append(pack(length, kind, flags | REQUEST, base + index, 0) + body + b"\0" * (-length & 3))
-            size += (length + 3) & ~3
-            index += 1
-        if chunk:
-            self._exchange(chunk, base + first, first, refused)
-        self._sequence = base + index
+        finally:
+            # Also after a failure: a late answer to one of these is not to be taken for one to the next.
+            self._sequence = base + index
         return refused
+
+    def _begin(self) -> int:
+        """The first sequence number of a request; begins anew before the kernel's 32 bits are used up."""
+        if self._sequence > _LAST_SEQUENCE:
+            self._sequence = 0
+        return self._sequence + 1
+
+    def _put(self, request: bytes) -> None:
+        """One send. The kernel takes all of it or, with an error, nothing; anything else is a fault that is told."""
+        taken = self._socket.send(request)
+        if taken != len(request):
+            raise NetlinkError(5, "sending to the kernel", f"{taken} of {len(request)} bytes were taken")
 
     def _exchange(self, chunk: list[bytes], sequence: int, first: int, refused: list[tuple[int, int, str]]) -> None:
         last = bytearray(chunk[-1])
         flags = int.from_bytes(last[6:8], byteorder) | ACK
         last[6:8] = flags.to_bytes(2, byteorder)
         chunk[-1] = bytes(last)
-        self._socket.send(b"".join(chunk))
+        self._put(b"".join(chunk))
         final = sequence + len(chunk) - 1
         while True:
-            for kind, flags, seq, payload in self._receive():
+            try:
+                answers = self._receive()
+            except OSError as error:
+                if error.errno == _NO_ROOM:
+                    self._drain()
+                    raise NetlinkError(_NO_ROOM, _LOST, f"nobody knows which of {len(chunk)} were refused") from None
+                raise
+            for kind, flags, seq, payload in answers:
                 if kind != _ERROR or not sequence <= seq <= final:
                     continue
                 code = -int.from_bytes(payload[:4], byteorder, signed=True)
@@ -260,7 +284,7 @@ class Socket:
         """Messages that the kernel takes all or none (nf_tables batches); raises for the first refused one."""
         if not messages:
             return  # nothing would be answered
-        base = self._sequence + 1
+        base = self._begin()
         parts = [begin]
         for index, message in enumerate(messages):
             length = 16 + len(message.body)
@@ -272,7 +296,7 @@ class Socket:
         data = b"".join(parts)
         if len(data) > 200_000:
             self._socket.setsockopt(_socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(data))
-        self._socket.send(data)
+        self._put(data)
         final = base + len(messages) - 1
         refused: list[tuple[int, int, str]] = []
         answered = False
@@ -302,9 +326,9 @@ class Socket:
 
     def get(self, kind: int, body: bytes, what: str) -> bytes:
         """The one answer to a question that is not a dump."""
-        self._sequence += 1
+        self._sequence = self._begin()
         length = 16 + len(body)
-        self._socket.send(_header.pack(length, kind, REQUEST, self._sequence, 0) + body)
+        self._put(_header.pack(length, kind, REQUEST, self._sequence, 0) + body)
         while True:
             for answer, flags, seq, payload in self._receive():
                 if seq != self._sequence:
@@ -316,14 +340,20 @@ class Socket:
                 return payload
 
     def _dump_once(self, kind: int, body: bytes, what: str, flags: int) -> list[bytes] | None:
-        self._sequence += 1
-        sequence = self._sequence
+        sequence = self._sequence = self._begin()
         length = 16 + len(body)
-        self._socket.send(_header.pack(length, kind, REQUEST | flags, sequence, 0) + body)
+        self._put(_header.pack(length, kind, REQUEST | flags, sequence, 0) + body)
         answers: list[bytes] = []
         interrupted = False
         while True:
-            for answer, answer_flags, seq, payload in self._receive():
+            try:
+                received = self._receive()
+            except OSError as error:
+                if error.errno != _NO_ROOM:
+                    raise
+                interrupted = True  # some is lost, so all is read again
+                continue
+            for answer, answer_flags, seq, payload in received:
                 if seq != sequence:
                     continue
                 interrupted = interrupted or bool(answer_flags & _DUMP_INTERRUPTED)
@@ -350,6 +380,10 @@ class Socket:
             if not or_some or error.errno != _NO_ROOM:
                 raise
             data = self._socket.recv(_RECEIVE_BYTES, flags)
+        return self._parts(data)
+
+    @staticmethod
+    def _parts(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
         offset = 0
         while offset + 16 <= len(data):
             length, kind, flags, sequence, _ = _header.unpack_from(data, offset)

@@ -17,3 +17,15 @@ def load_mpls() -> None:
     if read_sysctl("mpls/platform_labels") is None:
         with contextlib.suppress(CommandFailed):  # No such modules, no modprobe, or no right to load any.
             run(["modprobe", "-a", "mpls_router", "mpls_iptunnel"])
+
+
+class MplsModules:
+    """Asks for MPLS routing once between two full comparisons: where it cannot be had, that does not change."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def load(self, full: bool) -> None:
+        if full or not self._asked:
+            self._asked = True
+            load_mpls()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket as sockets
 import threading
 from collections.abc import Iterator
@@ -304,3 +305,25 @@ def test_a_dump_during_changes_loses_nothing_that_was_there_all_the_time(place: 
         stop.set()
         thread.join()
         writer.close()
+
+
+def test_signals_during_sends_and_dumps_change_nothing(place: Place) -> None:
+    """The kernel breaks off what a process waits for (EINTR); nothing is done twice, or not at all."""
+    count = 0
+
+    def interrupted(*_: object) -> None:
+        nonlocal count
+        count += 1
+
+    before = signal.signal(signal.SIGALRM, interrupted)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+    try:
+        routes = numbered(MANY, link=place.d0, mtu=1400)
+        for _ in range(3):
+            assert place.route.run_all([rtnl.put_route(route) for route in routes]) == []
+            assert len(rtnl.dump_routes(place.route, 4, (116,))) == MANY
+            assert place.route.run_all([rtnl.delete_route(route) for route in routes]) == []
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert count > 10

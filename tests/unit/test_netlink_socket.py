@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from struct import pack, unpack_from
 
 import pytest
@@ -158,3 +159,67 @@ def test_words_that_cannot_be_read_leave_the_number(kernel: Kernel) -> None:
 def test_an_error_without_a_name_keeps_its_number() -> None:
     assert errno_name(17) == "EEXIST"
     assert errno_name(524) == "errno 524"
+
+
+def numbers_sent(kernel: Kernel, nth: int) -> list[int]:
+    """The sequence numbers of the messages of one send; each has 28 bytes."""
+    sent = kernel.sent[nth]
+    return [unpack_from("=I", sent, start + 8)[0] for start in range(0, len(sent), 28)]
+
+
+FAILURES: dict[str, list[bytes | OSError]] = {
+    "lost answers": [OSError(errno.ENOBUFS, "No buffer space available")],
+    "no answer": [],
+    "a torn read": [OSError(errno.EIO, "Input/output error")],
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_a_late_answer_to_a_failed_send_is_not_taken_for_one_to_the_next(kernel: Kernel, failure: str) -> None:
+    socket = Socket()
+    kernel.queue = list(FAILURES[failure])
+    with pytest.raises(OSError, match=r"."):
+        socket.run_all([message("a"), message("b"), message("c")])
+    late = numbers_sent(kernel, 0)
+    kernel.queue = [*(verdict(number, errno.ENOENT) for number in late), verdict(late[-1] + 2, errno.EEXIST)]
+    assert [str(error) for _, error in socket.run_all([message("d")])] == ["EEXIST setting d"]
+    assert kernel.queue == []
+
+
+def test_lost_answers_are_told_and_what_is_left_of_them_is_read_away(kernel: Kernel) -> None:
+    """Which messages were refused nobody knows then; the next cycle looks at what is there."""
+    kernel.queue = [verdict(1, errno.ENOENT), OSError(errno.ENOBUFS, "No buffer space available"), verdict(2, 0)]
+    with pytest.raises(NetlinkError, match=r"^ENOBUFS reading the kernel's answers, .*: nobody knows which of 3"):
+        Socket().run_all([message("a"), message("b"), message("c")])
+    assert kernel.queue == []
+
+
+def test_a_dump_of_which_parts_were_lost_is_read_again(kernel: Kernel) -> None:
+    kernel.queue = [
+        answer(ROUTE, 1, b"torn"),
+        OSError(errno.ENOBUFS, "No buffer space available"),
+        answer(DONE, 1, bytes(4)),
+        answer(ROUTE, 2, b"some") + answer(ROUTE, 2, b"more") + answer(DONE, 2, bytes(4)),
+    ]
+    assert Socket().dump(26, b"", "listing routes") == [b"some", b"more"]
+
+
+def test_a_send_of_which_only_a_part_was_taken_is_no_success(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "send", lambda request: len(request) - 1)
+    sends: list[Callable[[Socket], object]] = [
+        lambda socket: socket.run(message("a")),
+        lambda socket: socket.transaction([message("a")], b"", b""),
+        lambda socket: socket.dump(26, b"", "listing routes"),
+        lambda socket: socket.get(26, b"", "looking up a route"),
+    ]
+    for send in sends:
+        with pytest.raises(NetlinkError, match=r"^EIO sending to the kernel: \d+ of \d+ bytes were taken$"):
+            send(Socket())
+
+
+def test_sequence_numbers_begin_anew_before_they_no_longer_fit(kernel: Kernel) -> None:
+    socket = Socket()
+    socket._sequence = (1 << 31) + 1
+    kernel.queue = [verdict(1, 0)]
+    socket.run(message("a"))
+    assert numbers_sent(kernel, 0) == [1]
