@@ -26,5 +26,14 @@ _UCRED = Struct("=iII")  # struct ucred: pid, uid, gid
 
 def uid(connection: Connection) -> int:
     """The peer's effective uid when it connected, or when it began to listen; raises OSError."""
-    found: int = _UCRED.unpack(connection.getsockopt(SOL_SOCKET, SO_PEERCRED, _UCRED.size))[1]
+    return _credentials(connection)[1]
+
+
+def process(connection: Connection) -> int:
+    """The peer's process id at the same moment, 0 where it is of a PID namespace that is not seen from here."""
+    return _credentials(connection)[0]
+
+
+def _credentials(connection: Connection) -> tuple[int, int, int]:
+    found: tuple[int, int, int] = _UCRED.unpack(connection.getsockopt(SOL_SOCKET, SO_PEERCRED, _UCRED.size))
     return found

@@ -19,6 +19,7 @@ from cni_plugin import __version__
 from cni_plugin.tunnel import MODES, VXLAN_GPE
 from node_helper.asks import SocketTaken, answers, question
 from node_helper.backends import BackendError
+from node_helper.claim import AnotherHelper
 from node_helper.settings import ROLES, Settings
 from node_helper.vips import VipRules, vip_range
 
@@ -146,7 +147,7 @@ def run(
     )  # fmt: skip
     try:
         asyncio.run(Daemon(settings).run())
-    except (SocketTaken, BackendError, OSError) as error:
+    except (AnotherHelper, SocketTaken, BackendError, OSError) as error:
         raise click.ClickException(str(error)) from None
 
 

@@ -26,6 +26,7 @@ from cni_plugin.tunnel import FIRST_INTERFACE, PodTunnels, to_plain
 from node_helper import questions
 from node_helper.asks import AskServer
 from node_helper.backends import Backend, backend
+from node_helper.claim import Claim
 from node_helper.health import Health
 from node_helper.http_server import HttpServer
 from node_helper.log_limits import LineLimit
@@ -82,7 +83,11 @@ class Daemon:
         self._started = time.time()
 
     async def run(self) -> None:
-        """Until SIGTERM or SIGINT. Raises SocketTaken, OSError at the start only."""
+        """Until SIGTERM or SIGINT. Raises AnotherHelper, SocketTaken, OSError at the start only."""
+        with Claim(self._settings.roles):
+            await self._run()
+
+    async def _run(self) -> None:
         settings = self._settings
         loop = asyncio.get_running_loop()
         for folder in (settings.run_dir, settings.state_dir):

@@ -161,6 +161,11 @@ class Reconciler:
         self, router: RouterWanted | None, host: HostWanted, facts: HostFacts, full: bool
     ) -> tuple[RouterChanges, list[NetlinkError]]:
         """VIP routes go first and come last: a packet never meets a half-made router."""
+        if INGRESS not in self._settings.roles:
+            # What is an ingress node's belongs to the helper with that role, which may be another process.
+            self._host.prepare(host, facts, full)
+            self._host.tidy_sets(host, full)
+            return 0, []
         self._host.withdraw(host, full)
         if router is None:
             if self._router.exists():

@@ -92,9 +92,7 @@ class Host:
 
     def tidy(self, wanted: HostWanted, full: bool) -> None:
         """Removes labels and set entries that nothing needs any more."""
-        if full or self._vips != wanted.vips:
-            ipsets.keep_only(wanted.vips)
-            self._vips = wanted.vips
+        self.tidy_sets(wanted, full)
         messages = [
             rtnl.delete_label(label.label, label.protocol)
             for label in self._labels()
@@ -105,6 +103,12 @@ class Host:
             for name in self._sysctls.borrowed():
                 if name.startswith("mpls/"):
                     self._sysctls.give_back(name)
+
+    def tidy_sets(self, wanted: HostWanted, full: bool) -> None:
+        """Removes set entries that nothing needs any more."""
+        if full or self._vips != wanted.vips:
+            ipsets.keep_only(wanted.vips)
+            self._vips = wanted.vips
 
     def removals(self) -> tuple[tuple[str, Callable[[], None]], ...]:
         """What takes away everything of ours here except the link to the router: names and steps, in their order.
