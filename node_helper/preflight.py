@@ -114,6 +114,7 @@ def _tried(what: str, mend: str, attempt: Callable[[], object], optional: bool =
 
 
 def _hmark() -> None:
+    ipsets.keep_affinity(frozenset())
     xtables.ensure_router_chains(RouterWanted(2, 1, ()))
 
 

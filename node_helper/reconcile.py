@@ -29,6 +29,9 @@ _UNKNOWN_NODE = (
     "there is no Node {0}, so nobody knows whether it is an ingress node: add its Node object, name the right one with "
     "--node, or make it one in any case with --ingress-selector ''"
 )
+_CHAINS = "our iptables chains could not be looked at or put right, which is tried again soon: {0}"
+_CHAINS_AGAIN = 2.0
+"""Seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +122,9 @@ class Reconciler:
         replies = {facts.paths[address].device for address in pods.tunnelled_ips if address in facts.paths}
         host = replace(host, loose=host.loose | replies)
         changes, refused = self._apply(router, host, facts, full)
+        trouble = self._host.chain_trouble or (self._router.chain_trouble if ingress else "")
+        if trouble:
+            problems.append(self._problem("ChainsNotSet", _CHAINS.format(trouble)))
         problems += [self._problem("KernelRefused", str(error)) for error in refused]
         self._metrics.kernel_refusals.inc(len(refused))
         served_changed = dict(self._served) != dict(host.served)
@@ -140,7 +146,9 @@ class Reconciler:
             routes=0 if self._present is None else sum(len(routes) for routes, _ in self._present.vips.values()),
             served_changed=served_changed,
             table_writes=tables.written,
-            again_in=tables.again_in,
+            again_in=min(
+                [wait for wait in (tables.again_in, _CHAINS_AGAIN if trouble else None) if wait], default=None
+            ),
         )
 
     def expect_replies(self, addresses: Iterable[str]) -> None:
@@ -176,12 +184,13 @@ class Reconciler:
             self._host.tidy(host, full)
             return RouterChanges(), []
         ground = (router.addresses, router.by_address, router.ip_versions, router.buckets, router.tunnels)
-        if full or ground != self._ground or self._present is None or not self._router.exists():
+        troubled = self._present is None or bool(self._router.chain_trouble)
+        if full or ground != self._ground or troubled or not self._router.exists():
             self._ground = None
-            made = self._router.ensure(self._host.route, router)
-            if made:
+            lost = self._router.ensure(self._host.route, router, full)
+            if lost:
                 self._host.forget()
-            if made or full or self._present is None:
+            if lost or full or self._present is None:
                 self._present = self._router.read(router.buckets)
             self._ground = ground
         self._host.prepare(host, facts, full)
@@ -190,7 +199,8 @@ class Reconciler:
         refused = self._router.apply(changes)
         # After a refusal nobody knows; the next cycle reads.
         self._present = None if refused else after(changes, self._present)
-        refused += self._host.serve(host, facts)
+        if self._router.hashes:
+            refused += self._host.serve(host, facts)
         self._host.tidy(host, full)
         return changes, refused
 

@@ -10,6 +10,8 @@ from cni_plugin.netlink import Message, NetlinkError, Socket, rtnl
 from cni_plugin.pod.state import read_sysctl, write_sysctl
 from cni_plugin.tunnel import POD_LABEL
 from node_helper.kernel import ipsets, xtables
+from node_helper.kernel.base_chains import BaseChains
+from node_helper.kernel.commands import CommandFailed
 from node_helper.kernel.router import HOST_DEVICE, HOST_LINK, LINK_PREFIX, ROUTER_LINK
 from node_helper.kernel.sysctl import BorrowedSysctls, loosen, loosened
 from node_helper.plan.state import ANNOUNCED, FORWARDED, HostFacts, HostWanted
@@ -24,6 +26,11 @@ class Host:
     def __init__(self, run_dir: Path) -> None:
         self.route = Socket()
         self._sysctls = BorrowedSysctls(run_dir)
+        self._base_chains = BaseChains(run_dir)
+        self._chained = False
+        """Our chains were seen whole."""
+        self.chain_trouble = ""
+        """Why they could not be looked at, or made whole, the last time."""
         self._vips: frozenset[str] | None = None
         """Members of our sets, as far as known: what a change is compared with between full comparisons."""
         self._guarded: frozenset[str] | None = None
@@ -51,8 +58,9 @@ class Host:
         if full or not wanted.vips <= (self._vips or frozenset()):
             ipsets.add(wanted.vips)
             self._vips = (self._vips or frozenset()) | wanted.vips
+        if full or self.chain_trouble:
+            self._ensure_chains()
         if full:
-            xtables.ensure_host_chains()
             self._guarded = None
         loosen(self._sysctls, wanted.loose, self._guard)
         if full:
@@ -67,7 +75,7 @@ class Host:
 
     def serve(self, wanted: HostWanted, facts: HostFacts) -> list[NetlinkError]:
         """Puts the VIP routes: from here on packets flow. Returns the refused ones."""
-        if self._link is None:
+        if self._link is None or not self._chained:
             return []
         present = self._vip_routes(full=False)
         put: dict[str, rtnl.Route] = {}
@@ -122,6 +130,7 @@ class Host:
             ("the host's borrowed sysctls", self._give_all_back),
             ("the host's iptables chains", lambda: xtables.remove_host_chains(4)),
             ("the host's ip6tables chains", lambda: xtables.remove_host_chains(6)),
+            ("the host's empty iptables tables", self._base_chains.remove),
             ("the host's labels and the sets' members", lambda: self.tidy(nothing, full=True)),
             ("the host's sets", ipsets.remove),
         )
@@ -139,6 +148,18 @@ class Host:
         name = next((link.name for link in rtnl.dump_links(self.route) if link.index == found.link), None)
         if name is not None:
             loosen(self._sysctls, loosened(self._sysctls) | {name}, self._guard)
+
+    def _ensure_chains(self) -> None:
+        """A tool that fails, or waits in vain for another's lock, keeps the rest from nothing.
+
+        Only what has never been there is waited for: packets of a VIP would be dropped by others' rules.
+        """
+        try:
+            xtables.ensure_host_chains(self._base_chains.before)
+        except CommandFailed as error:
+            self.chain_trouble = str(error)
+        else:
+            self.chain_trouble, self._chained = "", True
 
     # --- parts --------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ takes nearly half of the helper's start. Format: `include/uapi/linux/netfilter/i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from ipaddress import ip_address
 
 from cni_plugin.netlink import (
@@ -29,6 +30,8 @@ from cni_plugin.netlink import (
 from cni_plugin.netlink.address import FAMILY, pack, unpack
 
 NAMES = {4: "svctun-vips4", 6: "svctun-vips6"}
+AFFINITY = {4: "svctun-affinity4", 6: "svctun-affinity6"}
+"""In the router: the VIPs that are hashed by addresses only."""
 LOOSE = "svctun-loose"
 """Devices on which we let sources in that strict reverse-path filtering would drop (IPv4: IPv6 has no such)."""
 
@@ -51,11 +54,20 @@ def add(vips: frozenset[str]) -> None:
             members = _members(netfilter, name)
             if members is None:
                 netfilter.run(_create(name, _HASH_IP, version))
-            for vip in sorted(vips - (members or set())):
-                if ip_address(vip).version == version:
-                    netfilter.run(_change(_ADD, name, vip, f"adding {vip} to ipset {name}"))
+            _add(netfilter, name, version, vips - (members or set()))
         if _members(netfilter, LOOSE) is None:
             netfilter.run(_create(LOOSE, _HASH_NET_IFACE, 4))
+
+
+def keep_affinity(vips: frozenset[str]) -> None:
+    """Makes the router's sets have these members and no others; the thread is in its namespace. Raises NetlinkError."""
+    with Socket(NETLINK_NETFILTER) as netfilter:
+        for version, name in AFFINITY.items():
+            members = _members(netfilter, name)
+            if members is None:
+                netfilter.run(_create(name, _HASH_IP, version))
+            _add(netfilter, name, version, vips - (members or set()))
+            _delete(netfilter, name, (members or set()) - vips)
 
 
 def keep_devices(devices: frozenset[str]) -> None:
@@ -74,8 +86,7 @@ def keep_only(vips: frozenset[str]) -> None:
     """Takes everything else out of the sets. Raises NetlinkError."""
     with Socket(NETLINK_NETFILTER) as netfilter:
         for name in NAMES.values():
-            for vip in sorted((_members(netfilter, name) or set()) - vips):
-                netfilter.run(_change(_DEL, name, vip, f"deleting {vip} from ipset {name}"))
+            _delete(netfilter, name, (_members(netfilter, name) or set()) - vips)
 
 
 def remove() -> None:
@@ -84,6 +95,18 @@ def remove() -> None:
         for name in (*NAMES.values(), LOOSE):
             if _members(netfilter, name) is not None:
                 netfilter.run(_message(_DESTROY, 0, text(_SETNAME, name), f"deleting ipset {name}"))
+
+
+def _add(netfilter: Socket, name: str, version: int, vips: Iterable[str]) -> None:
+    """Those of this IP version."""
+    for vip in sorted(vips):
+        if ip_address(vip).version == version:
+            netfilter.run(_change(_ADD, name, vip, f"adding {vip} to ipset {name}"))
+
+
+def _delete(netfilter: Socket, name: str, vips: Iterable[str]) -> None:
+    for vip in sorted(vips):
+        netfilter.run(_change(_DEL, name, vip, f"deleting {vip} from ipset {name}"))
 
 
 def _message(kind: int, flags: int, body: bytes, what: str, version: int = 4) -> Message:

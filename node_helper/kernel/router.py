@@ -16,8 +16,8 @@ from cni_plugin.netns import entered, identity
 from cni_plugin.pod.plan import DEVICE, DEVICE_FOR_IPV6_UNDERLAY
 from cni_plugin.pod.state import read_sysctl, write_sysctl
 from cni_plugin.tunnel import GRE, MPLS, TUNNEL_ID, VXLAN_GPE
-from node_helper.kernel import bulk, xtables
-from node_helper.kernel.commands import run
+from node_helper.kernel import bulk, ipsets, xtables
+from node_helper.kernel.commands import CommandFailed, run
 from node_helper.kernel.notices import News
 from node_helper.plan.changes import RouterChanges
 from node_helper.plan.rule_tree import rule_tree
@@ -62,6 +62,10 @@ class Router:
         self._socket: Socket | None = None
         self._identity: tuple[int, int] | None = None
         self._links: dict[str, int] = {}
+        self.hashes = False
+        """The chains of this namespace were seen whole: packets get their bucket."""
+        self.chain_trouble = ""
+        """Why they could not be looked at, or made whole, the last time."""
 
     # --- the namespace and its link to the host -----------------------------------------------------------
 
@@ -70,24 +74,36 @@ class Router:
         found, parent = identity(self.path), identity(str(_NETNS_FOLDER))
         return found is not None and parent is not None and found[0] != parent[0]
 
-    def ensure(self, host: Socket, wanted: RouterWanted) -> bool:
-        """Makes what is missing of namespace, link, devices, sysctls, rules; returns whether anything was.
+    def ensure(self, host: Socket, wanted: RouterWanted, full: bool = True) -> bool:
+        """Makes what is missing of namespace, link, devices, sysctls, rules.
 
-        `host`: a socket in the host's namespace. Raises NetlinkError, CommandFailed, OSError.
+        Returns whether routes may be gone with something that had to be made anew. `host`: a socket in the host's
+        namespace. With `full` the chains are looked at, too. Raises NetlinkError, CommandFailed, OSError.
         """
-        made = not self.exists()
-        if made:
+        lost = not self.exists()
+        if lost:
             if os.path.lexists(self.path):
                 os.unlink(self.path)
             run(["ip", "netns", "add", self._name])
         self._reopen_when_replaced()
-        made |= self._ensure_link(host)
+        lost |= self._ensure_link(host)
         with entered(self.path):
-            made |= self._ensure_devices(wanted)
-            made |= self._ensure_sysctls()
-            made |= self._ensure_addresses(wanted)
-            made |= self._ensure_rules(wanted)
-            return made | xtables.ensure_router_chains(wanted)
+            lost |= self._ensure_devices(wanted)
+            self._ensure_sysctls()
+            lost |= self._ensure_addresses(wanted)
+            self._ensure_rules(wanted)
+            ipsets.keep_affinity(wanted.by_address)
+            if full or self.chain_trouble or not self.hashes:
+                self._ensure_chains(wanted)
+        return lost
+
+    def _ensure_chains(self, wanted: RouterWanted) -> None:
+        try:
+            xtables.ensure_router_chains(wanted)
+        except CommandFailed as error:
+            self.chain_trouble = str(error)
+        else:
+            self.chain_trouble, self.hashes = "", True
 
     def remove(self, host: Socket) -> None:
         """Deletes the namespace with all in it, and the link; quiet where there is none."""
@@ -114,6 +130,7 @@ class Router:
         now = identity(self.path)
         if self._socket is None or now != self._identity:
             self.close()
+            self._links, self.hashes = {}, False
             with entered(self.path):
                 self._socket = Socket()
                 if self._news is not None:
@@ -135,12 +152,13 @@ class Router:
             os.close(descriptor)
         return True
 
-    def _ensure_sysctls(self) -> bool:
+    def _ensure_sysctls(self) -> None:
         names = dict(_SYSCTLS)
         devices = {"lo", ROUTER_DEVICE, *DEVICE.values(), *DEVICE_FOR_IPV6_UNDERLAY.values()}
         for device in devices & {link.name for link in rtnl.dump_links(self._route)}:
             names |= {f"ipv4/conf/{device}/{name}": value for name, value in _DEVICE_SYSCTLS.items()}
-        return sum(_set_sysctl(name, value) for name, value in names.items()) > 0
+        for name, value in names.items():
+            _set_sysctl(name, value)
 
     def _ensure_addresses(self, wanted: RouterWanted) -> bool:
         route = self._route
@@ -176,7 +194,7 @@ class Router:
                     )
                 )
         route.run(*put)
-        return bool(messages or put)
+        return bool(down)
 
     def _default(self, version: int) -> rtnl.Route | None:
         """The way of what has no other. Asked for, not looked for: a dump has all bucket tables in it."""
@@ -186,8 +204,9 @@ class Router:
             return None
 
     def _ensure_devices(self, wanted: RouterWanted) -> bool:
+        """Returns whether one that was there is gone, or down: routes by it went along."""
         present = {link.name: link for link in rtnl.dump_links(self._route)}
-        made = False
+        lost = False
         for mode, outer in sorted(wanted.tunnels | {(VXLAN_GPE, 4)}):
             if mode != MPLS and device_of(mode, outer) not in present:
                 message = rtnl.add_tunnel_device(device_of(mode, outer), mode, outer, LINK_MTU - 100)
@@ -196,23 +215,20 @@ class Router:
                 except NetlinkError as error:
                     says = f"{error.kernel_says} (does this kernel have {_MODULE[mode]}? modprobe {_MODULE[mode]})"
                     raise NetlinkError(error.errno or 0, message.what, says) from None
-                made = True
+                lost |= device_of(mode, outer) in self._links
             elif mode != MPLS and not (link := present[device_of(mode, outer)]).up:
                 self._route.run(rtnl.set_up(link.index, link.name))
-                made = True
+                lost = True
         self._links = {link.name: link.index for link in rtnl.dump_links(self._route)}
-        return made
+        return lost
 
-    def _ensure_rules(self, wanted: RouterWanted) -> bool:
-        changed = False
+    def _ensure_rules(self, wanted: RouterWanted) -> None:
         for version in (4, 6):
             present = {rule for rule in rtnl.dump_rules(self._route, version) if rule.protocol == ANNOUNCED}
             tree = rule_tree(version, wanted.buckets)
             messages = [rtnl.delete_rule(rule) for rule in present - set(tree)]
             messages += [rtnl.add_rule(rule) for rule in tree if rule not in present]
             self._route.run(*messages)
-            changed = changed or bool(messages)
-        return changed
 
     # --- nexthops and bucket tables -----------------------------------------------------------------------
 
@@ -281,12 +297,9 @@ def device_of(mode: str, outer_version: int) -> str:
     return (DEVICE_FOR_IPV6_UNDERLAY if outer_version == 6 else DEVICE).get(mode, DEVICE[mode])
 
 
-def _set_sysctl(name: str, value: str) -> bool:
-    present = read_sysctl(name)
-    if present is None or present == value:
-        return False
-    write_sysctl(name, value)
-    return True
+def _set_sysctl(name: str, value: str) -> None:
+    if read_sysctl(name) not in (None, value):
+        write_sysctl(name, value)
 
 
 __all__ = ["HOST_DEVICE", "HOST_LINK", "LINK_PREFIX", "ROUTER_LINK", "Router", "device_of"]

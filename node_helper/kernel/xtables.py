@@ -1,19 +1,25 @@
 """Our iptables chains: whole chains, put in place by one atomic restore, only when they are not so already.
 
-Each chain ends with a rule that never matters and carries the checksum of the wanted text as its comment,
-so that "is it so already" is one look and needs no parsing of what iptables makes of our words.
+Each chain ends with a rule that never matters. Its comment is a seal: the checksum of the text that we gave, and that
+of the rules as iptables prints them, which is another text, and with other versions of iptables yet another. So "is it
+so already" needs no parsing of what iptables makes of our words, and no memory.
+
+A tool that holds the lock of legacy iptables makes us wait for a moment only: the thread that asks has others waiting.
 """
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from node_helper.kernel import ipsets
 from node_helper.kernel.commands import run
 from node_helper.plan.state import MARK, RouterWanted
 
 _TOOLS = {4: "iptables", 6: "ip6tables"}
+_WAIT = "--wait=2"
+"""Seconds for the lock. What was not done then is done in the next cycle."""
 # A `socket` match makes the kernel put fragments together, also without connection tracking; these never match.
 _DEFRAGMENT = {4: "-s 255.255.255.255", 6: "-s ::1 -d ::1"}
 HOST_CHAINS = {
@@ -21,6 +27,8 @@ HOST_CHAINS = {
     ("filter", "SERVICE-TUNNEL-FORWARD"): "FORWARD",
 }
 """(table, our chain) -> the built-in chain that calls it first."""
+_SEAL = re.compile(r"svctun-([0-9a-f]{8})-([0-9a-f]{8})")
+_UNKNOWN = 8 * "0"
 
 
 # Devices whose rp_filter we loosened would take any source: a pod could send packets as if from a node, and
@@ -32,22 +40,22 @@ _STRICT_BUT_FOR_VIPS = (
 
 
 def ensure_router_chains(wanted: RouterWanted) -> bool:
-    """HMARK on everything that enters the router; the thread is in its namespace. Raises CommandFailed."""
+    """HMARK on everything that enters the router; the thread is in its namespace, where the set must be.
+
+    Raises CommandFailed.
+    """
     changed = False
-    for version in (4, 6):
-        by_address = sorted(vip for vip in wanted.by_address if (":" in vip) == (version == 6))
-        hmark = f"--hmark-mod {wanted.buckets} --hmark-offset {MARK:#x} --hmark-rnd {wanted.seed:#x}"
+    hmark = f"--hmark-mod {wanted.buckets} --hmark-offset {MARK:#x} --hmark-rnd {wanted.seed:#x}"
+    for version, tool in _TOOLS.items():
+        by_address = f"-m set --match-set {ipsets.AFFINITY[version]} dst"
         rules = [
             f"-A PREROUTING {_DEFRAGMENT[version]} -m socket -j RETURN",
             f"-A PREROUTING -i host0 -j HMARK --hmark-tuple src,dst,sport,dport {hmark}",
-            *(f"-A PREROUTING -i host0 -d {vip} -j HMARK --hmark-tuple src,dst {hmark}" for vip in by_address),
+            f"-A PREROUTING -i host0 {by_address} -j HMARK --hmark-tuple src,dst {hmark}",
         ]
-        seal = _seal(rules)
-        if _sealed(run([f"{_TOOLS[version]}-save", "-t", "mangle"]), "PREROUTING", seal, rules):
-            continue
-        text = ["*mangle", ":PREROUTING ACCEPT [0:0]", *rules, f"-A PREROUTING {_comment(seal)}", "COMMIT", ""]
-        run([f"{_TOOLS[version]}-restore", "-w"], "\n".join(text))
-        changed = True
+        if not _is_whole(_rules_of(_saved(tool, "mangle"), "PREROUTING"), rules):
+            _put(tool, "mangle", "PREROUTING", rules, [":PREROUTING ACCEPT [0:0]"], ())
+            changed = True
     return changed
 
 
@@ -70,21 +78,24 @@ def _host_rules(version: int) -> dict[tuple[str, str], list[str]]:
     }
 
 
-def ensure_host_chains() -> bool:
-    """NOTRACK and FORWARD chains; the sets that they name must exist. Raises CommandFailed."""
+def ensure_host_chains(before: Callable[[int, str, str], None] = lambda *_: None) -> bool:
+    """NOTRACK and FORWARD chains, called first; the sets that they name must exist. Raises CommandFailed.
+
+    `before` is told of IP version, table and built-in chain before the first rule of ours comes into it.
+    """
     changed = False
     for version, tool in _TOOLS.items():
         for (table, chain), rules in _host_rules(version).items():
-            present = run([f"{tool}-save", "-t", table])
-            seal = _seal(rules)
-            jump = f"-A {HOST_CHAINS[table, chain]} -j {chain}"
-            lines = present.splitlines()
-            if jump in lines and _sealed(present, chain, seal, rules):
+            lines = _saved(tool, table)
+            builtin = HOST_CHAINS[table, chain]
+            calls = _calls(lines, builtin, chain)
+            called_first = calls == 1 and _rules_of(lines, builtin)[0] == f"-A {builtin} -j {chain}"
+            if called_first and _is_whole(_rules_of(lines, chain), rules):
                 continue
-            text = [f"*{table}", f":{chain} - [0:0]", *rules, f"-A {chain} {_comment(seal)}"]
-            if jump not in lines:
-                text.append(f"-I {HOST_CHAINS[table, chain]} -j {chain}")
-            run([f"{tool}-restore", "-w", "--noflush"], "\n".join([*text, "COMMIT", ""]))
+            if not _has(lines, chain):
+                before(version, table, builtin)
+            move = () if called_first else (*[f"-D {builtin} -j {chain}"] * calls, f"-I {builtin} -j {chain}")
+            _put(tool, table, chain, rules, [f":{chain} - [0:0]"], move, "--noflush")
             changed = True
     return changed
 
@@ -93,22 +104,58 @@ def remove_host_chains(version: int) -> None:
     """Takes our chains and the calls to them away, and touches no other rule. Raises CommandFailed."""
     tool = _TOOLS[version]
     for (table, chain), builtin in HOST_CHAINS.items():
-        lines = run([f"{tool}-save", "-t", table]).splitlines()
-        text = [f"-D {builtin} -j {chain}"] * lines.count(f"-A {builtin} -j {chain}")
-        if any(line.startswith(f":{chain} ") for line in lines):
+        lines = _saved(tool, table)
+        text = [f"-D {builtin} -j {chain}"] * _calls(lines, builtin, chain)
+        if _has(lines, chain):
             text += [f"-F {chain}", f"-X {chain}"]
         if text:
-            run([f"{tool}-restore", "-w", "--noflush"], "\n".join([f"*{table}", *text, "COMMIT", ""]))
+            _restore(tool, table, text, "--noflush")
 
 
-def _sealed(saved: str, chain: str, seal: str, rules: Sequence[str]) -> bool:
-    """The chain has the seal of these rules, and as many rules as they are with the seal."""
-    return seal in saved and sum(line.startswith(f"-A {chain} ") for line in saved.splitlines()) == len(rules) + 1
+def _put(
+    tool: str, table: str, chain: str, rules: Sequence[str], heads: Sequence[str], more: Sequence[str], *flags: str
+) -> None:
+    """The chain with its seal; twice, since what iptables prints is known only when it has been printed."""
+    seal = f"svctun-{_checksum(rules)}-{_UNKNOWN}"
+    _restore(tool, table, [*heads, *rules, _sealing(chain, seal), *more], *flags)
+    printed = _printed(_rules_of(_saved(tool, table), chain))
+    _restore(tool, table, [*heads, *rules, _sealing(chain, seal.replace(f"-{_UNKNOWN}", f"-{printed}"))], *flags)
 
 
-def _seal(rules: Iterable[str]) -> str:
-    return f"svctun-{zlib.crc32(chr(10).join(rules).encode()):08x}"
+def _saved(tool: str, table: str) -> list[str]:
+    return run([f"{tool}-save", "-t", table]).splitlines()
 
 
-def _comment(seal: str) -> str:
-    return f"-m comment --comment {seal} -j RETURN"
+def _restore(tool: str, table: str, lines: Iterable[str], *flags: str) -> None:
+    run([f"{tool}-restore", _WAIT, *flags], "\n".join([f"*{table}", *lines, "COMMIT", ""]))
+
+
+def _has(saved: Sequence[str], chain: str) -> bool:
+    return any(line.startswith(f":{chain} ") for line in saved)
+
+
+def _calls(saved: Sequence[str], builtin: str, chain: str) -> int:
+    return saved.count(f"-A {builtin} -j {chain}")
+
+
+def _rules_of(saved: Sequence[str], chain: str) -> list[str]:
+    return [line for line in saved if line.startswith(f"-A {chain} ")]
+
+
+def _is_whole(printed: Sequence[str], rules: Sequence[str]) -> bool:
+    """Whether a chain was made from these rules, and is printed as it was then."""
+    seal = _SEAL.search(printed[-1]) if printed else None
+    return seal is not None and (seal[1], seal[2]) == (_checksum(rules), _printed(printed))
+
+
+def _printed(rules: Sequence[str]) -> str:
+    """The checksum of rules as iptables prints them, the seal's own place for it left out."""
+    return _checksum([*rules[:-1], *[_SEAL.sub(r"\1", line) for line in rules[-1:]]])
+
+
+def _checksum(rules: Iterable[str]) -> str:
+    return f"{zlib.crc32(chr(10).join(rules).encode()):08x}"
+
+
+def _sealing(chain: str, seal: str) -> str:
+    return f"-A {chain} -m comment --comment {seal} -j RETURN"

@@ -29,7 +29,7 @@ class Tables:
         tool, _, verb = argv[0].partition("-")
         if verb == "save":
             return self._save(tool, argv[2])
-        assert verb == "restore" and "-w" in argv and text.endswith("COMMIT\n")
+        assert verb == "restore" and argv[1] == "--wait=2" and text.endswith("COMMIT\n")
         self.restored += 1
         lines = text.splitlines()
         table = self.tables[tool, lines[0].removeprefix("*")]
@@ -91,13 +91,20 @@ def test_the_nodes_own_connections_stay_tracked(tables: Tables) -> None:
     assert "src -m addrtype --dst-type LOCAL -j RETURN" in rules[0], "before anything that is not tracked"
 
 
-@pytest.mark.parametrize("damage", ["jump", "rule", "seal", "extra", "chain"])
+@pytest.mark.parametrize("damage", ["jump", "place", "twice", "rule", "other rule", "seal", "extra", "chain"])
 def test_what_someone_changed_in_our_chains_is_put_back(tables: Tables, damage: str) -> None:
     ensure_host_chains()
     before = {key: {name: list(rules) for name, rules in chains.items()} for key, chains in tables.tables.items()}
     table = tables.tables["iptables", "filter"]
     if damage == "jump":
         table["FORWARD"].clear()
+    elif damage == "place":
+        table["FORWARD"].insert(0, "-j KUBE-FORWARD")
+        before["iptables", "filter"]["FORWARD"].append("-j KUBE-FORWARD")
+    elif damage == "twice":
+        table["FORWARD"].append("-j SERVICE-TUNNEL-FORWARD")
+    elif damage == "other rule":
+        table["SERVICE-TUNNEL-FORWARD"][0] = "-i svctun -j DROP"
     elif damage == "rule":
         del table["SERVICE-TUNNEL-FORWARD"][0]
     elif damage == "seal":
@@ -129,7 +136,7 @@ def test_removal_takes_ours_and_nothing_else(tables: Tables) -> None:
 def test_every_packet_that_enters_the_router_is_hashed_with_the_seed(tables: Tables) -> None:
     assert ensure_router_chains(ROUTER)
     for tool in ("iptables", "ip6tables"):
-        first, second, seal = tables.tables[tool, "mangle"]["PREROUTING"]
+        first, second, _, seal = tables.tables[tool, "mangle"]["PREROUTING"]
         assert "-m socket" in first, "which makes the kernel put fragments together before they are hashed"
         assert "-i host0" in second and "--hmark-tuple src,dst,sport,dport" in second
         assert "--hmark-mod 256 --hmark-offset 0x10000 --hmark-rnd 0x1234" in second
@@ -137,19 +144,17 @@ def test_every_packet_that_enters_the_router_is_hashed_with_the_seed(tables: Tab
     assert not ensure_router_chains(ROUTER)
 
 
-def test_vips_with_client_affinity_are_hashed_by_address_after_the_others(tables: Tables) -> None:
-    by_address = RouterWanted(256, 0x1234, ("10.1.1.2",), by_address=frozenset({"198.51.100.7", "2001:db8::7"}))
+def test_vips_with_client_affinity_are_in_a_set_and_hashed_by_address_after_the_others(tables: Tables) -> None:
     ensure_router_chains(ROUTER)
-    assert ensure_router_chains(by_address)
-    for tool, vip in (("iptables", "198.51.100.7"), ("ip6tables", "2001:db8::7")):
+    for version, tool in ((4, "iptables"), (6, "ip6tables")):
         rules = tables.tables[tool, "mangle"]["PREROUTING"]
-        assert len(rules) == 4
-        assert f"-d {vip} -j HMARK --hmark-tuple src,dst --hmark-mod" in rules[2], "the last mark counts"
-    assert ensure_router_chains(ROUTER)
+        assert f"--match-set svctun-affinity{version} dst -j HMARK --hmark-tuple src,dst --hmark-mod" in rules[2]
+    by_address = RouterWanted(256, 0x1234, ("10.1.1.2",), by_address=frozenset({"198.51.100.7", "2001:db8::7"}))
+    assert not ensure_router_chains(by_address), "a Service more is a member more"
 
 
 @pytest.mark.parametrize("changed", [RouterWanted(128, 0x1234, ()), RouterWanted(256, 0x9999, ())])
 def test_another_seed_or_number_of_buckets_is_written(tables: Tables, changed: RouterWanted) -> None:
     ensure_router_chains(ROUTER)
     assert ensure_router_chains(changed)
-    assert len(tables.tables["iptables", "mangle"]["PREROUTING"]) == 3
+    assert len(tables.tables["iptables", "mangle"]["PREROUTING"]) == 4
