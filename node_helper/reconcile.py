@@ -173,7 +173,7 @@ class Reconciler:
             # What is an ingress node's belongs to the helper with that role, which may be another process.
             self._host.prepare(host, facts, full)
             self._host.tidy_sets(host, full)
-            return 0, []
+            return RouterChanges(), []
         self._host.withdraw(host, full)
         if router is None:
             if self._router.exists():
