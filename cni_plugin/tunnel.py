@@ -31,6 +31,8 @@ TUNNEL_ID = 100
 
 OVERHEAD = {VXLAN_GPE: 16, GRE: 4, MPLS: 4}
 """Bytes in front of the inner IP header, without the outer IP header (which MPLS does not have)."""
+KEY_OVERHEAD = 4
+"""Bytes more in GRE for packets whose tunnel id says something: only then it is sent."""
 OUTER_HEADER = {4: 20, 6: 40}
 """Bytes of the outer IP header by IP version."""
 

@@ -138,6 +138,11 @@ def add_chain(
     return _message(_NEW_CHAIN, CREATE, body, f"adding nf_tables chain {name}", family)
 
 
+def add_own_chain(table: str, name: str, family: int = INET) -> Message:
+    """A chain that packets come to only from rules of others."""
+    return _message(_NEW_CHAIN, CREATE, text(1, table) + text(3, name), f"adding nf_tables chain {name}", family)
+
+
 def add_set(
     table: str,
     name: str,
@@ -182,9 +187,11 @@ def add_elements(table: str, name: str, elements: Sequence[tuple[bytes, bytes]],
     return [_message(_NEW_ELEMENT, CREATE, body, what, family) for body in _elements(table, name, elements)]
 
 
-def delete_elements(table: str, name: str, elements: Sequence[tuple[bytes, bytes]]) -> list[Message]:
+def delete_elements(
+    table: str, name: str, elements: Sequence[tuple[bytes, bytes]], family: int = INET
+) -> list[Message]:
     what = f"deleting elements of nf_tables set {name}"
-    return [_message(_DEL_ELEMENT, 0, body, what) for body in _elements(table, name, elements)]
+    return [_message(_DEL_ELEMENT, 0, body, what, family) for body in _elements(table, name, elements)]
 
 
 def delete_all_elements(table: str, name: str) -> Message:
@@ -237,20 +244,21 @@ def add_rule(table: str, chain: str, *expressions: bytes, family: int = INET) ->
     )
 
 
-def _expression(name: str, *attributes_: bytes) -> bytes:
+def expression(name: str, *attributes_: bytes) -> bytes:
+    """One expression of a rule by its name in the kernel."""
     return nested(1, text(1, name), nested(2, *attributes_))
 
 
 def meta(key: int, register: int = REGISTER) -> bytes:
-    return _expression("meta", be32(1, register), be32(2, key))
+    return expression("meta", be32(1, register), be32(2, key))
 
 
 def compare(value: bytes, register: int = REGISTER, equal: bool = True) -> bytes:
-    return _expression("cmp", be32(1, register), be32(2, 0 if equal else 1), nested(3, attribute(1, value)))
+    return expression("cmp", be32(1, register), be32(2, 0 if equal else 1), nested(3, attribute(1, value)))
 
 
 def below(value: bytes, register: int = REGISTER) -> bytes:
-    return _expression("cmp", be32(1, register), be32(2, 2), nested(3, attribute(1, value)))
+    return expression("cmp", be32(1, register), be32(2, 2), nested(3, attribute(1, value)))
 
 
 def ip_version(protocol: int) -> bytes:
@@ -267,7 +275,7 @@ LINK_HEADER, NETWORK_HEADER, TRANSPORT_HEADER = 0, 1, 2
 
 
 def load(base: int, offset: int, length: int, register: int = REGISTER) -> bytes:
-    return _expression("payload", be32(1, register), be32(2, base), be32(3, offset), be32(4, length))
+    return expression("payload", be32(1, register), be32(2, base), be32(3, offset), be32(4, length))
 
 
 def store(
@@ -284,7 +292,7 @@ def store(
         parts += [be32(6, 0)]
     if pseudo_header:
         parts.append(be32(8, 1))
-    return _expression("payload", *parts)
+    return expression("payload", *parts)
 
 
 def lookup(name: str, register: int = REGISTER, data: int | None = None, invert: bool = False) -> bytes:
@@ -294,7 +302,7 @@ def lookup(name: str, register: int = REGISTER, data: int | None = None, invert:
         parts.append(be32(3, data))
     if invert:
         parts.append(be32(5, 1))
-    return _expression("lookup", *parts)
+    return expression("lookup", *parts)
 
 
 _ADD_TO_SET, _UPDATE_SET, _DELETE_FROM_SET = 0, 1, 2
@@ -302,26 +310,26 @@ _ADD_TO_SET, _UPDATE_SET, _DELETE_FROM_SET = 0, 1, 2
 
 def update_map(name: str, data: int, register: int = REGISTER) -> bytes:
     """Puts key and data of a packet into a map; where the key is there its timeout begins again, with the old data."""
-    return _expression("dynset", text(1, name), be32(3, 1), be32(4, register), be32(5, data))
+    return expression("dynset", text(1, name), be32(3, 1), be32(4, register), be32(5, data))
 
 
 def forget(name: str, data: int, register: int = REGISTER) -> bytes:
     """Takes a packet's key out of a map; the kernel wants a register of data even here."""
-    return _expression("dynset", text(1, name), be32(3, 2), be32(4, register), be32(5, data))
+    return expression("dynset", text(1, name), be32(3, 2), be32(4, register), be32(5, data))
 
 
 def constant(value: bytes, register: int = REGISTER) -> bytes:
-    return _expression("immediate", be32(1, register), nested(2, attribute(1, value)))
+    return expression("immediate", be32(1, register), nested(2, attribute(1, value)))
 
 
 def drop() -> bytes:
-    return _expression("immediate", be32(1, _VERDICT_REGISTER), nested(2, nested(2, be32(1, 0))))
+    return expression("immediate", be32(1, _VERDICT_REGISTER), nested(2, nested(2, be32(1, 0))))
 
 
 def accept() -> bytes:
-    return _expression("immediate", be32(1, _VERDICT_REGISTER), nested(2, nested(2, be32(1, 1))))
+    return expression("immediate", be32(1, _VERDICT_REGISTER), nested(2, nested(2, be32(1, 1))))
 
 
 def transparent_proxy(port: int) -> bytes:
     """`tproxy to :port`. Here only for its side effect: fragments are put together before any chain."""
-    return constant(port.to_bytes(2, "big")) + _expression("tproxy", be32(1, 0), be32(3, REGISTER))
+    return constant(port.to_bytes(2, "big")) + expression("tproxy", be32(1, 0), be32(3, REGISTER))

@@ -40,7 +40,7 @@ def configure(
     """
     try:
         with entered(netns_path, inode), Socket() as route, nftables.open_socket() as netfilter:
-            state = read(route, netfilter, interface, _labelled(wanted))
+            state = read(route, netfilter, interface, _labelled(wanted), _hands_on(wanted))
             operations = plan(wanted, state, had)
             try:
                 apply(operations, route, netfilter)
@@ -82,6 +82,10 @@ def _labelled(wanted: PodTunnels) -> bool:
     return any(tunnel.mode == MPLS for tunnel in wanted.tunnels)
 
 
+def _hands_on(wanted: PodTunnels) -> bool:
+    return any(tunnel.hand_ons or tunnel.peers for tunnel in wanted.tunnels)
+
+
 def missing(netns_path: str, interface: str, wanted: PodTunnels, inode: int = 0) -> list[str]:
     """What of ours is not as it should be, each difference in words. Raises PodError.
 
@@ -90,7 +94,7 @@ def missing(netns_path: str, interface: str, wanted: PodTunnels, inode: int = 0)
     """
     try:
         with entered(netns_path, inode), Socket() as route, nftables.open_socket() as netfilter:
-            operations = plan(wanted, read(route, netfilter, interface, _labelled(wanted)))
+            operations = plan(wanted, read(route, netfilter, interface, _labelled(wanted), _hands_on(wanted)))
             return [found.difference for found in operations if found.difference and not found.follows]
     except (OSError, NoInterface, Unsupported) as error:
         raise PodError(f"cannot look into the pod in {netns_path}", _reason(error)) from error

@@ -126,6 +126,12 @@ def _forget_vips(gone: Any, _: Socket, netfilter: Socket) -> None:
     nftables.commit(netfilter, messages + [nftables.delete_all_elements(ruleset.TABLE, name) for name in replies])
 
 
+def _hand_on(change: Any, route: Socket, netfilter: Socket) -> None:
+    from cni_plugin.pod.hand_on import kernel  # only while buckets have moved lately
+
+    kernel.carry_out(change, route, netfilter)
+
+
 _KINDS: dict[str, Callable[[Any, Socket, Socket], None]] = {
     "netlink": _netlink,
     "device_address": _device_address,
@@ -137,4 +143,5 @@ _KINDS: dict[str, Callable[[Any, Socket, Socket], None]] = {
     "change_elements": _change_elements,
     "forget_vips": _forget_vips,
     "nftables": _nftables,
+    "hand_on": _hand_on,
 }

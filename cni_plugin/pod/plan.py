@@ -21,11 +21,13 @@ from cni_plugin.netlink import nftables, rtnl
 from cni_plugin.netlink.address import BITS, pack, unpack, version
 from cni_plugin.pod import ruleset
 from cni_plugin.record import Record
-from cni_plugin.tunnel import GRE, MPLS, NOTHING, VXLAN_GPE, PodTunnels, overhead
+from cni_plugin.tunnel import GRE, KEY_OVERHEAD, MPLS, NOTHING, VXLAN_GPE, PodTunnels, overhead
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from cni_plugin.pod.hand_on.plan import HandOnState
 
 DEVICE = {VXLAN_GPE: "svctun-gpe", GRE: "svctun-gre"}
 """The decapsulating device of each mode that has one."""
@@ -35,6 +37,8 @@ PROTOCOL = 116
 """Marks our routes and rules as ours (rtnetlink protocol number)."""
 TABLE = 116
 RULE_PRIORITY = 1160
+HAND_ON_TABLE = 117
+"""Of the routes by which packets are handed on."""
 PLATFORM_LABELS = 1000
 LABEL_INPUT = "mpls/conf/{}/input"
 """The sysctl by which a device takes labels."""
@@ -72,6 +76,8 @@ class PodState(Record):
     """Index of `lo`."""
     ipv6: bool = True
     """Whether `lo` takes IPv6 addresses."""
+    hand_on: HandOnState | None = None
+    """What hands packets on, None where there is nothing of it."""
 
     def addresses_of(self, ip_version: int) -> tuple[str, ...]:
         return tuple(
@@ -129,7 +135,25 @@ def plan(wanted: PodTunnels, state: PodState, had: PodTunnels = NOTHING) -> list
     operations += _rules(target, state, add=True)
     operations += _add_addresses(target, state)
     operations += _forget_elements(target, state)
-    return operations
+    return _with_hand_on(operations, target, state)
+
+
+def _with_hand_on(operations: list[Operation], target: _Target, state: PodState) -> list[Operation]:
+    """What is handed on needs all the rest: it comes last and goes first."""
+    if state.hand_on is None and not target.hands_on:
+        return operations
+    from cni_plugin.pod.hand_on import plan as hand_on
+
+    device_of = {mode: device for device, mode in target.devices.items()}
+    wanted = hand_on.wanted_of(target.wanted, {**device_of, MPLS: DEVICE[VXLAN_GPE]})
+    present = hand_on.HandOnState({}, {}, (), ()) if state.hand_on is None else state.hand_on
+    indices = {link.name: link.index for link in state.links}
+    change = hand_on.difference(wanted, present, indices, hand_on.VERSIONS if state.ipv6 else (4,))
+    if change is None:
+        return operations
+    # Nothing of the pod's own depends on it, and the helper follows the moves of buckets.
+    operation = Operation("hand_on", change.what, change, follows=True)
+    return [*operations, operation] if wanted else [operation, *operations]
 
 
 def left_out(wanted: PodTunnels, state: PodState) -> list[str]:
@@ -148,7 +172,7 @@ class _Target:
         outer = 4 if state.addresses_of(4) else 6
         self.outer_version = outer
         self.devices: dict[str, str] = {}
-        self.label = False
+        self.label = self.hands_on = False
         self.device_vips: set[tuple[str, str]] = set()
         self.vip_overhead: dict[str, int] = {}
         for tunnel in wanted.tunnels:
@@ -159,12 +183,17 @@ class _Target:
                         "mode mpls needs the kernel's MPLS routing, which this node lacks: "
                         "`modprobe mpls_router`, or another cmd.nu/tunnel-mode"
                     )
-            else:
-                device = (DEVICE_FOR_IPV6_UNDERLAY if outer == 6 else DEVICE).get(tunnel.mode, DEVICE[tunnel.mode])
-                self.devices[device] = tunnel.mode
+            moving = bool(tunnel.hand_ons or tunnel.peers)
+            self.hands_on = self.hands_on or moving
+            # Hosts take no labels from pods: what pods hand on to each other goes by VXLAN-GPE instead.
+            by = VXLAN_GPE if moving and tunnel.mode == MPLS else tunnel.mode
+            if by != MPLS:
+                device = (DEVICE_FOR_IPV6_UNDERLAY if outer == 6 else DEVICE).get(by, DEVICE[by])
+                self.devices[device] = by
                 self.device_vips |= {(device, vip) for vip in tunnel.vips if version(vip) == 4}
+            taken = overhead(by, outer) + (KEY_OVERHEAD if moving and by == GRE else 0)
             for vip in tunnel.vips:
-                self.vip_overhead[vip] = max(self.vip_overhead.get(vip, 0), overhead(tunnel.mode, outer))
+                self.vip_overhead[vip] = max(self.vip_overhead.get(vip, 0), taken)
         self.vips = frozenset(self.vip_overhead)
         self.elements = _elements(wanted)
         if self.label:
@@ -191,6 +220,8 @@ def _elements(wanted: PodTunnels) -> dict[str, frozenset[tuple[bytes, bytes]]]:
                 real = nftables.key_bytes(key, (raw, protocols[remap.protocol], target))
                 sets[f"remap{ip_version}"].add((seen, target))
                 sets[f"unmap{ip_version}"].add((real, port))
+        for peer in tunnel.peers:
+            sets[f"peers{version(peer)}"].add((pack(peer), b""))
     for ip_version in (4, 6):
         sets[f"odd{ip_version}"] = set(sorted(sets[f"vips{ip_version}"])[1::2])
     for source in wanted.sources:

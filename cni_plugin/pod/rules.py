@@ -10,6 +10,9 @@ test sees to it that this was not forgotten.
 - Encapsulated packets are taken from the cluster's nodes only, and only to VIPs that the pod has.
 - A Service port that differs from the program's is rewritten, also in the packet that an ICMP error
   quotes (without that, path MTU discovery fails for remapped ports). No connection tracking is involved.
+- A tunnel's id other than the usual names earlier owners of the packet's bucket; it becomes a mark. Until the
+  helper has said who they are (`hand_on`), packets of connections that the pod does not know are dropped: a
+  reset would end what an earlier owner still has, a packet lost is sent again.
 - A UDP server bound to 0.0.0.0 or :: answers from the pod's own address; its answers get the VIP to
   which the question came.
 """
@@ -19,10 +22,12 @@ from __future__ import annotations
 import zlib
 
 from cni_plugin.netlink import Message
+from cni_plugin.netlink import nft_steering as steer
 from cni_plugin.netlink import nftables as nft
 from cni_plugin.netlink.nftables import DATA, INET_SERVICE, NETWORK_HEADER, REGISTER, TCP, TRANSPORT_HEADER, UDP
+from cni_plugin.pod.hand_on.rules import TAG, gre_header
 from cni_plugin.pod.ruleset import BEFORE, REPLIES, SETS, TABLE, key_type
-from cni_plugin.tunnel import VXLAN_GPE_PORT
+from cni_plugin.tunnel import TUNNEL_ID, VXLAN_GPE_PORT
 
 RAW, MANGLE = -300, -150
 _REPLY_TIMEOUT = 60_000
@@ -38,6 +43,9 @@ _SOURCE_AT = {4: 12, 6: 8}
 _DESTINATION_AT = {4: 16, 6: 24}
 _BYTES = {4: 4, 6: 16}
 _CHECKSUM_AT = {TCP: 16, UDP: 6}
+_MARK = steer.bitwise(b"\xff\xff\xff\0", bytes([0, 0, 0, TAG])) + steer.set_mark()
+"""Of a tunnel's id, which is in the register."""
+_GPE_PORT = nft.load(TRANSPORT_HEADER, 2, 2) + nft.compare(VXLAN_GPE_PORT.to_bytes(2, "big"))
 
 
 def _sets() -> list[Message]:
@@ -75,6 +83,31 @@ def _chains() -> list[Message]:
     ]
 
 
+def _earlier_owners() -> list[Message]:
+    """From the outer packet's tunnel id to a mark, and from that to a verdict; of both IP versions alike."""
+    tunnel_id = nft.load(TRANSPORT_HEADER, 12, 3)
+    usual = TUNNEL_ID.to_bytes(3, "big")
+    tagged = steer.mark() + steer.bitwise(b"\0\0\0\xff", bytes(4)) + nft.compare(bytes([0, 0, 0, TAG]))
+    untag = nft.constant(bytes(4)) + steer.set_mark()
+    tcp = nft.transport(TCP)
+
+    def rule(chain: str, *expressions: bytes) -> Message:
+        return nft.add_rule(TABLE, chain, *expressions)
+
+    return [
+        nft.add_own_chain(TABLE, "unknown"),
+        rule("arriving", nft.transport(UDP), _GPE_PORT, tunnel_id, nft.compare(usual, equal=False), _MARK),
+        # Ports are the program's by now, so that its sockets are found.
+        rule("remember", nft.meta(6), nft.compare(b"svctun-"), tagged, steer.jump("unknown")),
+        rule("unknown", steer.opening(), untag, nft.accept()),
+        rule("unknown", tcp, steer.socket_is(steer.WILDCARD), nft.compare(b"\1"), nft.drop()),
+        # Also half-open ones and those in TIME_WAIT, of which it cannot be said what they listen on.
+        rule("unknown", tcp, steer.socket_is(steer.TRANSPARENT), untag, nft.accept()),
+        rule("unknown", tcp, nft.drop()),
+        rule("unknown", untag),
+    ]
+
+
 def _rules(ip_version: int) -> list[Message]:
     family = nft.ip_version(_FAMILY[ip_version])
     size = _BYTES[ip_version]
@@ -98,11 +131,15 @@ def _rules(ip_version: int) -> list[Message]:
         + nft.lookup(f"guarded{ip_version}")
         + nft.load(NETWORK_HEADER, source_at, size)
         + nft.lookup(sources, invert=True)
+        + nft.lookup(f"peers{ip_version}", invert=True)
         + nft.drop()
     )
-    gpe_port = nft.load(TRANSPORT_HEADER, 2, 2) + nft.compare(VXLAN_GPE_PORT.to_bytes(2, "big"))
-    messages.append(rule("arriving", nft.transport(UDP), gpe_port, from_stranger))
+    messages.append(rule("arriving", nft.transport(UDP), _GPE_PORT, from_stranger))
     messages.append(rule("arriving", nft.transport(nft.GRE), from_stranger))
+    gre, after = gre_header(ip_version)
+    # GRE has an id only where a flag says so.
+    keyed = nft.load(NETWORK_HEADER, after, 2) + nft.compare(b"\x20\0")
+    messages.append(rule("arriving", gre, keyed, nft.load(NETWORK_HEADER, after + 5, 3), _MARK))
 
     # What a tunnel brings is for a VIP, or it is not ours to bring.
     messages.append(rule("arriving", nft.meta(6), nft.compare(b"svctun-"), not_to_vip, nft.drop()))
@@ -205,7 +242,7 @@ def _quoted_port(ip_version: int, remap: str, second: int, third: int) -> tuple[
 
 def messages() -> list[Message]:
     """Sets, chains and rules, in the order in which the kernel wants them."""
-    return _sets() + _chains() + _rules(4) + _rules(6)
+    return _sets() + _chains() + _earlier_owners() + _rules(4) + _rules(6)
 
 
 def frozen() -> str:

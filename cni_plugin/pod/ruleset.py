@@ -16,12 +16,12 @@ TABLE = "svctun"
 
 _ADDRESS = {4: IPV4_ADDRESS, 6: IPV6_ADDRESS}
 
-SETS = ("vips", "odd", "guarded", "sources", "remap", "unmap")
+SETS = ("vips", "odd", "guarded", "sources", "peers", "remap", "unmap")
 """The sets whose elements are configuration, each as `vips4` and `vips6`.
 
 vips: the addresses that are ours in this pod. odd: every other one of them. guarded: the IP version, when
-only `sources` may send encapsulated packets. remap: (VIP, protocol, Service port) -> the program's port; unmap: the
-way back.
+only `sources` may send encapsulated packets, and `peers`, who hand on what belongs to connections of this pod.
+remap: (VIP, protocol, Service port) -> the program's port; unmap: the way back.
 """
 REPLIES = ("reply", "reply_odd")
 """Maps that packets fill, each for both versions too: UDP client and port -> the VIP that it asked last.
@@ -49,7 +49,7 @@ def key_type(name: str, ip_version: int) -> tuple[nft.Type, ...]:
     address = _ADDRESS[ip_version]
     if name == "guarded":
         return (NF_PROTOCOL,)
-    return (address,) if name in ("vips", "odd", "sources") else (address, INET_PROTOCOL, INET_SERVICE)
+    return (address,) if name in ("vips", "odd", "sources", "peers") else (address, INET_PROTOCOL, INET_SERVICE)
 
 
 def in_words(absent: dict[str, frozenset[tuple[bytes, bytes]]], odd: dict[str, frozenset[tuple[bytes, bytes]]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posix
 
 from cni_plugin.netlink import NetlinkError, Socket, nftables, rtnl
-from cni_plugin.pod.plan import DEVICE, DEVICE_FOR_IPV6_UNDERLAY, PROTOCOL, TABLE, PodState, sysctls
+from cni_plugin.pod.plan import DEVICE, DEVICE_FOR_IPV6_UNDERLAY, HAND_ON_TABLE, PROTOCOL, TABLE, PodState, sysctls
 from cni_plugin.pod.ruleset import TABLE as RULESET_TABLE
 from cni_plugin.pod.ruleset import set_names
 from cni_plugin.tunnel import POD_LABEL
@@ -17,10 +17,11 @@ class NoInterface(LookupError):
     """The pod has no interface of the name that the runtime gave."""
 
 
-def read(route: Socket, netfilter: Socket, interface: str, labels: bool = False) -> PodState:
+def read(route: Socket, netfilter: Socket, interface: str, labels: bool = False, hands_on: bool = False) -> PodState:
     """The state of the netns to which the sockets belong; sysctls are those of the thread's netns.
 
-    With `labels` the interface's gateways are met, too, which may take a moment. Raises NoInterface,
+    With `labels` the interface's gateways are met, too, which may take a moment; with `hands_on` what hands packets
+    on is looked at also where no rule or route tells of it. Raises NoInterface,
     NetlinkError.
     """
     links = rtnl.dump_links(route)
@@ -49,6 +50,12 @@ def read(route: Socket, netfilter: Socket, interface: str, labels: bool = False)
 
         in_main = [found for found in routes if found.table == rtnl.TABLE_MAIN]
         gateways = meet_gateways(route, in_main, own[0].index)
+    rules = [found for found in rtnl.dump_rules(route) if found.protocol == PROTOCOL]
+    hand_on = None
+    if hands_on or any(rule.device for rule in rules) or any(_hands_on(found) for found in routes):
+        from cni_plugin.pod.hand_on import kernel
+
+        hand_on = kernel.read(route, netfilter, rules)
     return PodState(
         interface=own[0],
         mtus={link.index: link.mtu for link in links},
@@ -61,7 +68,7 @@ def read(route: Socket, netfilter: Socket, interface: str, labels: bool = False)
             for found in routes
             if found.destination == "default" and found.table == TABLE and found.protocol != PROTOCOL
         ),
-        our_rules=tuple(found for found in rtnl.dump_rules(route) if found.protocol == PROTOCOL),
+        our_rules=tuple(rule for rule in rules if not rule.device),
         label_routed=label_routed,
         label_guard=guard,
         gateways=gateways,
@@ -70,7 +77,12 @@ def read(route: Socket, netfilter: Socket, interface: str, labels: bool = False)
         sysctls=values,
         loopback=next(link.index for link in links if link.name == "lo"),
         ipv6=ipv6,
+        hand_on=hand_on,
     )
+
+
+def _hands_on(route: rtnl.Route) -> bool:
+    return route.table == HAND_ON_TABLE and route.protocol == PROTOCOL
 
 
 def _elements(netfilter: Socket) -> dict[str, frozenset[tuple[bytes, bytes]]]:

@@ -218,6 +218,13 @@ def udp_packet(source: str, source_port: int, destination: str, destination_port
     return header[:6] + struct.pack("!H", checksum) + payload
 
 
+def tcp_packet(source: str, source_port: int, destination: str, destination_port: int, flags: int) -> bytes:
+    """A TCP header with its checksum, of no connection in particular."""
+    header = struct.pack("!HHIIBBHHH", source_port, destination_port, 1, 1, 5 << 4, flags, 1024, 0, 0)
+    checksum = internet_checksum(_pseudo_header(source, destination, TCP, len(header)) + header)
+    return header[:16] + struct.pack("!H", checksum) + header[18:]
+
+
 def ip_packet(
     source: str, destination: str, protocol: int, content: bytes, *, fragment: int = 0, ident: int = 0
 ) -> bytes:

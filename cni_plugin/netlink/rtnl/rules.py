@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from _struct import pack, unpack_from
 
-from cni_plugin.netlink import CREATE, EXCL, Message, Socket, attribute, attributes, number, u8, u32
+from cni_plugin.netlink import CREATE, EXCL, Message, Socket, attribute, attributes, number, string, text, u8, u32
 from cni_plugin.netlink.address import FAMILY, VERSION, unpack
 from cni_plugin.netlink.address import pack as pack_address
 from cni_plugin.record import Record
@@ -24,6 +24,8 @@ class Rule(Record):
     action: int
     goto: int
     protocol: int
+    device: str = ""
+    """Packets that are sent by this device only, empty for any."""
 
 
 def dump_rules(socket: Socket, ip_version: int = 0) -> list[Rule]:
@@ -46,6 +48,7 @@ def dump_rules(socket: Socket, ip_version: int = 0) -> list[Rule]:
                 action,
                 number(found.get(4, b"")),
                 number(found.get(21, b"")),
+                string(found.get(17, b"")),
             )
         )
     return result
@@ -72,6 +75,8 @@ def _rule_body(rule: Rule) -> bytes:
         parts.append(u32(15, rule.table))
     if rule.action == GOTO:
         parts.append(u32(4, rule.goto))
+    if rule.device:
+        parts.append(text(17, rule.device))
     if rule.mask:
         parts += [u32(10, rule.mark), u32(16, rule.mask)]
     table = rule.table if rule.table < 256 else 0
@@ -89,5 +94,6 @@ def rule(
     action: int = TO_TABLE,
     goto: int = 0,
     protocol: int = 0,
+    device: str = "",
 ) -> Rule:
-    return Rule(ip_version, priority, source, table, mark, mask, action, goto, protocol)
+    return Rule(ip_version, priority, source, table, mark, mask, action, goto, protocol, device)
