@@ -11,6 +11,7 @@ import json
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
+from node_helper.backoff import Backoff
 from node_helper.model import ObjectKey
 
 if TYPE_CHECKING:
@@ -34,8 +36,11 @@ SILENCE_TIMEOUT = 150.0
 """Seconds without a byte after which a watch is taken for dead: API servers send a bookmark each minute."""
 WATCH_SECONDS = (300, 600)
 """How long a watch lasts before it is opened anew, chosen at random so that nodes do not do it together."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 30.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.4, 30.0
 """Seconds before a request that follows failed ones; doubled each time, with jitter."""
+LASTED = 10.0
+"""Seconds after which a watch that ends has done its work: the next is opened at once."""
+_GONE = 410
 _FIELD_MANAGER = "service-tunnel"
 
 # Requests that fail are told by a source's Problems, once; the library would log a traceback each time. What goes
@@ -74,42 +79,15 @@ class Api:
         settings.retries = False  # whoever asks knows whether, and when, to ask again
         return cls(client.ApiClient(settings))
 
-    def lists(self, kind: str, stop: threading.Event, field_selector: str = "") -> Callable[..., Any]:
-        """The function by which an informer lists and watches all objects of a kind.
-
-        It is called again at once after each failure, so it is the one that waits; `stop` ends the waiting.
-        """
+    def lists(self, kind: str, stop: threading.Event, field_selector: str = "") -> Listing:
+        """What lists and watches all objects of a kind for an informer; see `Listing`."""
         method = {
             "Service": self._core.list_service_for_all_namespaces,
             "Pod": self._core.list_pod_for_all_namespaces,
             "Node": self._core.list_node,
             "EndpointSlice": self._discovery.list_endpoint_slice_for_all_namespaces,
         }[kind]
-        pause = _Pause(stop)
-
-        def listing(*, watch: bool = False, resource_version: str | None = None, _preload_content: bool = True) -> Any:
-            """A list of plain objects, or the open answer of a watch.
-
-            :rtype: object
-            """
-            pause.before()
-            wanted: dict[str, Any] = {"_preload_content": False, "resource_version": resource_version}
-            if field_selector:
-                wanted["field_selector"] = field_selector
-            if watch:
-                lasts = random.randint(*WATCH_SECONDS)  # noqa: S311 - spreads requests
-                wanted |= {"watch": True, "allow_watch_bookmarks": True, "timeout_seconds": lasts}
-                answer = method(**wanted, _request_timeout=(CONNECT_TIMEOUT, SILENCE_TIMEOUT))
-                pause.done()
-                return answer
-            answer = method(**wanted, _request_timeout=(CONNECT_TIMEOUT, ANSWER_TIMEOUT * 3))
-            found = json.loads(answer.data)
-            answer.release_conn()
-            pause.done()
-            version = found.get("metadata", {}).get("resourceVersion")
-            return SimpleNamespace(items=found.get("items") or [], metadata=SimpleNamespace(resource_version=version))
-
-        return listing
+        return Listing(method, field_selector, stop)
 
     def annotate_service(self, key: ObjectKey, version: str, annotations: Mapping[str, str | None]) -> None:
         """Sets annotations of a Service that is still of this resourceVersion; None takes one away.
@@ -133,21 +111,77 @@ class Api:
             ).release_conn()
 
 
-class _Pause:
-    """Waits before a request, the longer the more of them failed one after the other."""
+class Listing:
+    """Lists and watches the objects of one kind, as an informer wants it.
 
-    def __init__(self, stop: threading.Event) -> None:
+    An informer calls again at once after whatever failed, so this is what waits. It waits longer each time until a
+    watch has lasted: a server that takes each request, and then closes the stream or sends an error in it, is no better
+    than one that refuses.
+    """
+
+    def __init__(self, method: Callable[..., Any], field_selector: str, stop: threading.Event) -> None:
+        """`stop` ends the waiting."""
+        self._method = method
+        self._selected = {"field_selector": field_selector} if field_selector else {}
         self._stop = stop
-        self._failed = -1
+        self._backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
+        self._well = True
+        """Whether the last request was answered with a list, which is no failure, though no sign of health either."""
+        self._watched_since: float | None = None
+        self._anew = False
 
-    def before(self) -> None:
-        self._failed += 1
-        if self._failed:
-            longest = min(_FIRST_PAUSE * 2**self._failed, _LONGEST_PAUSE)
-            self._stop.wait(longest * random.uniform(0.5, 1.0))  # noqa: S311 - spreads requests
+    def begin_anew(self) -> None:
+        """Lists before the next watch: what this one told could not be understood, and would be told again."""
+        self._anew = True
 
-    def done(self) -> None:
-        self._failed = -1
+    def __call__(
+        self, *, watch: bool = False, resource_version: str | None = None, _preload_content: bool = True
+    ) -> Any:
+        """A list of plain objects, or the open answer of a watch.
+
+        :rtype: object
+        """
+        self._wait()
+        wanted: dict[str, Any] = {"_preload_content": False, "resource_version": resource_version, **self._selected}
+        if not watch:
+            return self._list(wanted)
+        if self._anew:
+            self._anew = False
+            raise ApiException(status=_GONE, reason="what the watch told could not be understood")
+        lasts = random.randint(*WATCH_SECONDS)  # noqa: S311 - spreads requests
+        wanted |= {"watch": True, "allow_watch_bookmarks": True, "timeout_seconds": lasts}
+        answer = self._method(**wanted, _request_timeout=(CONNECT_TIMEOUT, SILENCE_TIMEOUT))
+        self._watched_since = time.monotonic()
+        return answer
+
+    def _wait(self) -> None:
+        since, self._watched_since = self._watched_since, None
+        if since is not None and time.monotonic() - since >= LASTED:
+            self._backoff.reset()
+        elif not self._well:
+            self._stop.wait(self._backoff.pause())
+        self._well = False
+
+    def _list(self, wanted: dict[str, Any]) -> SimpleNamespace:
+        answer = self._method(**wanted, _request_timeout=(CONNECT_TIMEOUT, ANSWER_TIMEOUT * 3))
+        try:
+            found = json.loads(answer.data)
+            version = found["metadata"]["resourceVersion"]
+            items = [item for item in found.get("items") or () if is_named(item)]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"the answer is no list of objects: {type(error).__name__}: {error}") from None
+        finally:
+            answer.release_conn()
+        self._well = True
+        return SimpleNamespace(items=items, metadata=SimpleNamespace(resource_version=version))
+
+
+def is_named(item: object) -> bool:
+    """Whether an object says which it is; one that does not can be neither used nor followed."""
+    metadata = item.get("metadata") if isinstance(item, dict) else None
+    if not isinstance(metadata, dict):
+        return False
+    return isinstance(metadata.get("name"), str) and isinstance(metadata.get("namespace"), str | None)
 
 
 def reason(error: BaseException) -> str:

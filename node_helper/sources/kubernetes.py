@@ -13,9 +13,11 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
+from kubernetes.client.exceptions import ApiException
 from kubernetes.informer import ADDED, BOOKMARK, DELETED, ERROR, MODIFIED, SharedInformer
+from urllib3.exceptions import HTTPError
 
-from node_helper.api import Api, reason
+from node_helper.api import Api, is_named, reason
 from node_helper.model import Endpoint, Node, ObjectKey, Pod, Problem, Service, Snapshot
 from node_helper.settings import INGRESS, NODE
 from node_helper.sources.kubernetes_objects import (
@@ -31,6 +33,9 @@ from node_helper.sources.kubernetes_objects import (
 _API_VERSIONS = {"Service": "v1", "Pod": "v1", "Node": "v1", "EndpointSlice": "discovery.k8s.io/v1"}
 _CLOSE_WAIT = 1.0
 """Seconds."""
+_NAMELESS = "the watch told of something that has no name, which is passed over"
+_STANDS = 1.0
+"""Seconds after which a watch counts as one that stands."""
 _WATCHED = {NODE: ("Service", "Node", "Pod"), INGRESS: ("Service", "Node", "EndpointSlice")}
 
 
@@ -45,6 +50,8 @@ class KubernetesSource:
         self._notice = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._copy = ObjectCopy()
         self._troubles: dict[str, str] = {}
+        self._opening: dict[str, int] = {}
+        """By kind, how often a watch was opened or failed: whether it is still the same one."""
         kinds = dict.fromkeys(kind for role in sorted(roles) for kind in _WATCHED[role])
         self._unlisted = set(kinds)
         self._informers = [self._follow(kind, f"spec.nodeName={node}" if kind == "Pod" else "") for kind in kinds]
@@ -112,22 +119,41 @@ class KubernetesSource:
             """
             if wanted.get("watch"):
                 self._listed(kind)
-            found = lists(**wanted)
-            self._mended(kind)
-            return found
+                answer = lists(**wanted)
+                self._opened(kind)
+                return answer
+            while True:
+                try:
+                    found = lists(**wanted)
+                except Exception as error:  # whatever the server answers: the informer would wait without jitter
+                    if self._stop.is_set():
+                        raise
+                    self._failed(kind, error)
+                else:
+                    self._mended(kind)
+                    return found
+
+        def failed(error: object) -> None:
+            # Neither HTTP's nor the network's fault, so it comes of what was said, and will again.
+            if not isinstance(error, ApiException | HTTPError | OSError):
+                lists.begin_anew()
+            self._failed(kind, error)
 
         informer = SharedInformer(listing)
         informer.add_event_handler(ADDED, lambda found: self._changed(kind, found))
         informer.add_event_handler(MODIFIED, lambda found: self._changed(kind, found))
         informer.add_event_handler(DELETED, lambda found: self._gone(kind, found))
         informer.add_event_handler(BOOKMARK, lambda _: self._mended(kind))
-        informer.add_event_handler(ERROR, lambda error: self._failed(kind, error))
+        informer.add_event_handler(ERROR, failed)
         informer.start()
         return informer
 
     # --- what informers tell, in their threads ----------------------------------------------------------------
 
     def _changed(self, kind: str, plain: dict[str, Any]) -> None:
+        if not is_named(plain):
+            self._failed(kind, _NAMELESS)
+            return
         with self._lock:
             if self._copy.put(kind, plain):
                 self._notify()
@@ -137,6 +163,9 @@ class KubernetesSource:
         plain["metadata"] = {"namespace": metadata.get("namespace"), "name": metadata["name"]}
 
     def _gone(self, kind: str, plain: dict[str, Any]) -> None:
+        if not is_named(plain):
+            self._failed(kind, _NAMELESS)
+            return
         with self._lock:
             self._copy.remove(kind, plain)
             self._notify()
@@ -147,6 +176,21 @@ class KubernetesSource:
                 self._unlisted.remove(kind)
                 self._notify()
 
+    def _opened(self, kind: str) -> None:
+        """A watch was taken, which says little: it has to stand for a moment until all counts as well again."""
+        with self._lock:
+            self._opening[kind] = self._opening.get(kind, 0) + 1
+            if kind not in self._troubles:
+                return
+            timer = threading.Timer(_STANDS, self._stood, (kind, self._opening[kind]))
+        timer.daemon = True
+        timer.start()
+
+    def _stood(self, kind: str, opening: int) -> None:
+        with self._lock:
+            if self._opening[kind] == opening and self._troubles.pop(kind, None):
+                self._notify()
+
     def _mended(self, kind: str) -> None:
         with self._lock:
             if self._troubles.pop(kind, None):
@@ -155,6 +199,7 @@ class KubernetesSource:
     def _failed(self, kind: str, error: object) -> None:
         text = reason(error) if isinstance(error, BaseException) else str(error)
         with self._lock:
+            self._opening[kind] = self._opening.get(kind, 0) + 1
             if self._troubles.get(kind) != text:
                 self._troubles[kind] = text
                 self._notify()
