@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import HTTPError, MaxRetryError
 
 from node_helper.backoff import Backoff
 from node_helper.model import ObjectKey
@@ -41,6 +42,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.4, 30.0
 LASTED = 10.0
 """Seconds after which a watch that ends has done its work: the next is opened at once."""
 _GONE = 410
+_IDENTITY = re.compile(r"<[\w.]+ object at 0x[0-9a-f]+>: | at 0x[0-9a-f]+")
+"""What makes the same error another text each time."""
 _FIELD_MANAGER = "service-tunnel"
 
 # Requests that fail are told by a source's Problems, once; the library would log a traceback each time. What goes
@@ -97,18 +100,20 @@ class Api:
         """
         body = {"metadata": {"resourceVersion": version, "annotations": dict(annotations)}}
         with _told(f"writing annotations of Service {key}"):
-            self._core.patch_namespaced_service_status(
+            answer = self._core.patch_namespaced_service_status(
                 key.name, key.namespace, body, field_manager=_FIELD_MANAGER,
                 _content_type="application/merge-patch+json",
                 _preload_content=False, _request_timeout=(CONNECT_TIMEOUT, ANSWER_TIMEOUT),
-            ).release_conn()  # fmt: skip
+            )  # fmt: skip
+            answer.drain_conn()
 
     def create_event(self, namespace: str, body: Mapping[str, Any]) -> None:
         """Raises ApiError: 409 where one of this name is there already."""
         with _told(f"creating an Event in {namespace}"):
-            self._core.create_namespaced_event(
+            answer = self._core.create_namespaced_event(
                 namespace, dict(body), _preload_content=False, _request_timeout=(CONNECT_TIMEOUT, ANSWER_TIMEOUT)
-            ).release_conn()
+            )
+            answer.drain_conn()  # or the next answer of this connection would begin with the rest of this one
 
 
 class Listing:
@@ -124,7 +129,8 @@ class Listing:
         self._method = method
         self._selected = {"field_selector": field_selector} if field_selector else {}
         self._stop = stop
-        self._backoff = Backoff(FIRST_PAUSE, LONGEST_PAUSE)
+        # Of their own: after an outage the first watch may be answered with 410, and then the list is to come at once.
+        self._list_backoff, self._watch_backoff = (Backoff(FIRST_PAUSE, LONGEST_PAUSE) for _ in range(2))
         self._well = True
         """Whether the last request was answered with a list, which is no failure, though no sign of health either."""
         self._watched_since: float | None = None
@@ -141,7 +147,7 @@ class Listing:
 
         :rtype: object
         """
-        self._wait()
+        self._wait(self._watch_backoff if watch else self._list_backoff)
         wanted: dict[str, Any] = {"_preload_content": False, "resource_version": resource_version, **self._selected}
         if not watch:
             return self._list(wanted)
@@ -154,12 +160,13 @@ class Listing:
         self._watched_since = time.monotonic()
         return answer
 
-    def _wait(self) -> None:
+    def _wait(self, backoff: Backoff) -> None:
         since, self._watched_since = self._watched_since, None
         if since is not None and time.monotonic() - since >= LASTED:
-            self._backoff.reset()
+            self._list_backoff.reset()
+            self._watch_backoff.reset()
         elif not self._well:
-            self._stop.wait(self._backoff.pause())
+            self._stop.wait(backoff.pause())
         self._well = False
 
     def _list(self, wanted: dict[str, Any]) -> SimpleNamespace:
@@ -192,7 +199,10 @@ def reason(error: BaseException) -> str:
         except (TypeError, ValueError, KeyError):
             said = str(error.reason)
         return f"HTTP status {error.status}: {said}"
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if isinstance(error, MaxRetryError) and error.reason is not None:
+        return reason(error.reason)  # of which the rest says nothing but that there were no retries
+    said = _IDENTITY.sub("", str(error))
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 @contextmanager

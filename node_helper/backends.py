@@ -82,7 +82,7 @@ class _Kubernetes(Backend):
     def __init__(self, settings: Settings) -> None:
         # Half a second and forty megabytes, which a folder of manifests does without.
         from node_helper.api import Api, ApiError
-        from node_helper.api_writer import AnnotationBucketStore, ApiWriter, EventTeller
+        from node_helper.api_writer import AnnotationBucketStore, EventTeller
         from node_helper.sources.kubernetes import KubernetesSource
 
         try:
@@ -91,10 +91,10 @@ class _Kubernetes(Backend):
             raise BackendError(str(error)) from error
         self.name = api.server
         self._source = KubernetesSource(api, settings.roles, settings.node)
-        self._writer = ApiWriter()
-        self.store = AnnotationBucketStore(api, self._source, self._writer)
+        self._tables = AnnotationBucketStore(api, self._source)
+        self.store = self._tables
         # Of all helpers that see a problem those of ingress nodes may write Events.
-        self._events = EventTeller(api, self._writer, settings.node) if INGRESS in settings.roles else None
+        self._events = EventTeller(api, settings.node) if INGRESS in settings.roles else None
 
     def fileno(self) -> int:
         return self._source.fileno()
@@ -116,4 +116,6 @@ class _Kubernetes(Backend):
 
     def close(self) -> None:
         self._source.close()
-        self._writer.close()
+        self._tables.close()
+        if self._events is not None:
+            self._events.close()

@@ -43,8 +43,26 @@ class BucketStore(ABC):
         """Store the text where what is stored is still what was expected (None: nothing).
 
         True: it is stored. False: something else was there. None: it is on its way, and the source will tell of
-        a changed Service. Raises BucketStoreError.
+        a changed Service; it replaces what was on its way before. Raises BucketStoreError.
         """
+
+    def under_way(self, key: ObjectKey) -> bool:
+        """Whether a table is on its way, which may take more than one try."""
+        del key
+        return False
+
+    def trouble(self, key: ObjectKey) -> str:
+        """Why the table on its way was not taken so far; empty while nothing went wrong."""
+        del key
+        return ""
+
+    def withdraw(self, key: ObjectKey) -> None:
+        """What is on its way is not wanted any more."""
+        del key
+
+    def take_stored(self) -> int:
+        """How many tables of those on their way were stored since the last call."""
+        return 0
 
 
 class FolderBucketStore(BucketStore):
@@ -105,6 +123,18 @@ class FolderBucketStore(BucketStore):
             return
         except OSError as error:
             raise BucketStoreError(f"{path} cannot be removed: {error.strerror}") from error
+
+    def keys(self) -> frozenset[ObjectKey]:
+        """The Services that have a table here. Raises BucketStoreError."""
+        try:
+            names = os.listdir(self._folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return frozenset()
+        except OSError as error:
+            raise BucketStoreError(f"{self._folder} cannot be read: {error.strerror}") from error
+        # A namespace has no dot in it; files that begin with one are not finished.
+        parts = [name.partition(".") for name in names]
+        return frozenset(ObjectKey(namespace, name) for namespace, _, name in parts if namespace and name)
 
     def _path(self, key: ObjectKey) -> str:
         name = f"{key.namespace}.{key.name}"

@@ -98,7 +98,7 @@ def rebalance(
     if table is None or table.uid != uid:
         owners = _completed(uid, names, [NOBODY] * size, balance=True)
         return BucketTable(uid, size, names, owners, away=away)
-    owners = _completed(uid, names, _renamed(_resized(table, size), names), balance=True)
+    owners = _completed(uid, names, _renamed(resized(table, size), names), balance=True)
     after = BucketTable(uid, size, names, owners, away=away)
     had, stacks = _history(table, size)
     has = in_use(after)
@@ -155,8 +155,12 @@ def valid_size(size: int) -> bool:
     return 0 < size <= MAX_SIZE and size & (size - 1) == 0
 
 
-def _resized(table: BucketTable, size: int) -> BucketTable:
-    """With the owners only: what else a table says is of the old buckets."""
+def resized(table: BucketTable, size: int) -> BucketTable:
+    """The same owners in more or fewer buckets; what else a table says is of the old buckets.
+
+    With more, which split the old ones, every flow keeps its endpoint: HMARK scales by the hash's high bits. With
+    fewer each gets the owner of the first that it takes in.
+    """
     if table.size == size:
         return table
     owners = tuple([table.owners[bucket * table.size // size] for bucket in range(size)])

@@ -8,17 +8,19 @@ stored nobody sends them traffic (`buckets.effective`), so nodes do not diverge.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 
 from node_helper.bucket_store import BucketStore, BucketStoreError, FolderBucketStore
 from node_helper.bucket_text import BucketTableError, NewerTable, decode, encode
-from node_helper.buckets import BucketTable, rebalance
+from node_helper.buckets import BucketTable, rebalance, resized
 from node_helper.model import ObjectKey, Problem, Snapshot
 from node_helper.services import TUNNEL_BUCKETS, TunnelService
 
 WRITE_INTERVAL = 1.0
 """Seconds between two writes of one Service's table."""
+OWN_TABLE_AFTER = 2.0
+"""Seconds without a stored table after which a node goes on with its own: fresh ones are the same everywhere."""
 _ATTEMPTS = 5
 
 
@@ -27,14 +29,45 @@ class TableRound:
     """Result of one look at all Services."""
 
     tables: dict[ObjectKey, BucketTable] = field(default_factory=dict)
+    """Of as many buckets as this node has."""
     problems: list[Problem] = field(default_factory=list)
     again_in: float | None = None
-    """Seconds until a write that has to wait may be made."""
+    """Seconds until something that has to wait may be done."""
     written: int = 0
+    """Tables of this helper that were stored since the last look."""
+
+    def wait(self, seconds: float) -> None:
+        self.again_in = seconds if self.again_in is None else min(seconds, self.again_in)
+
+
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """A Service whose table was just what was stored: the same again needs no second look."""
+
+    service: TunnelService
+    text: str
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A table that the store was asked to keep, and has not told of yet."""
+
+    service: TunnelService
+    text: str | None
+    """What was stored then."""
+    wanted: BucketTable
+    since: float
+    """When any table of the Service was asked for first."""
 
 
 class TableKeeper:
-    """Keeps this node's view of the stored tables."""
+    """Keeps this node's view of the stored tables.
+
+    A table may have another number of buckets than this node. Where it has fewer, each of them is split here, which
+    moves no flow, and the next table is stored with more. Where it has more, they are merged here, a problem says so,
+    and the stored number stays: it only grows, so helpers that differ do not write over each other.
+    """
 
     def __init__(
         self,
@@ -48,9 +81,14 @@ class TableKeeper:
         self._size = size
         self._clock = clock
         self._last: dict[ObjectKey, BucketTable] = {}
-        self._settled: dict[ObjectKey, tuple[TunnelService, str]] = {}
-        """Services whose table was just what was stored, and the text of that: the same again needs no second look."""
+        """As stored, or as it would be."""
+        self._applied: dict[ObjectKey, BucketTable] = {}
+        """The same, with this node's number of buckets."""
+        self._settled: dict[ObjectKey, _Settled] = {}
+        self._asked: dict[ObjectKey, _Asked] = {}
         self._written_at: dict[ObjectKey, float] = {}
+        self._copies: set[ObjectKey] | None = None
+        """What the state folder has tables of; None before it was looked at."""
 
     def look(self, services: Iterable[TunnelService], snapshot: Snapshot) -> TableRound:
         """The table of each Service, stored anew where the endpoints changed and it is time to.
@@ -60,24 +98,55 @@ class TableKeeper:
         result = TableRound()
         seen = set()
         for service in services:
-            seen.add(service.key)
-            settled = self._settled.get(service.key)
-            if settled is not None and settled[0] is service and self._text(service) == settled[1]:
-                result.tables[service.key] = self._last[service.key]
+            key = service.key
+            seen.add(key)
+            settled = self._settled.get(key)
+            if settled is not None and settled.service is service and self._text(service) == settled.text:
+                result.tables[key] = self._applied[key]
+                result.problems += settled.problems
                 continue
-            annotation = snapshot.services[service.key].annotations.get(TUNNEL_BUCKETS)
-            self._settled.pop(service.key, None)
+            annotation = snapshot.services[key].annotations.get(TUNNEL_BUCKETS)
+            self._settled.pop(key, None)
             table = self._one(service, annotation, result)
             if table is not None:
-                if table != self._last.get(service.key):
-                    self._keep_local(service, table)
-                    self._last[service.key] = table
-                result.tables[service.key] = self._last[service.key]
+                result.tables[key] = self._apply(service, table, result)
         for key in self._last.keys() - seen:
-            del self._last[key]
+            del self._last[key], self._applied[key]
             self._written_at.pop(key, None)
             self._settled.pop(key, None)
+        for key in self._asked.keys() - seen:
+            del self._asked[key]
+            self._store.withdraw(key)
+        self._remove_copies(snapshot)
+        result.written += self._store.take_stored()
         return result
+
+    def _apply(self, service: TunnelService, table: BucketTable, result: TableRound) -> BucketTable:
+        key = service.key
+        if table != self._last.get(key):
+            self._keep_local(service, table)
+            self._last[key], self._applied[key] = table, resized(table, self._size)
+        problems = tuple(self._faults(service, table))
+        result.problems += problems
+        if problems and (settled := self._settled.get(key)) is not None:
+            self._settled[key] = replace(settled, problems=problems)
+        return self._applied[key]
+
+    def _faults(self, service: TunnelService, table: BucketTable) -> Iterator[Problem]:
+        """What is wrong for as long as neither table nor Service change."""
+        if table.size > self._size:
+            message = (
+                f"it has {table.size} buckets, this node has {self._size} (--buckets) and sends flows elsewhere than "
+                "other ingress nodes; give all helpers the same number"
+            )
+            yield _problem(service, "BucketCountDiffers", message)
+        if len(service.usable) > self._size:
+            excess = len(service.usable) - self._size
+            message = (
+                f"{len(service.usable)} endpoints share {self._size} buckets, so {excess} get no traffic; "
+                "give the helpers more --buckets, or the Service fewer pods"
+            )
+            yield _problem(service, "TooFewBuckets", message)
 
     def _text(self, service: TunnelService) -> str | None:
         """What is stored; None also where the store cannot be read, which `_one` will find out and tell."""
@@ -100,41 +169,72 @@ class TableKeeper:
                 result.problems.append(_problem(service, "NewerBucketTable", message))
                 return self._without_store(service, annotation)
             stored = found or self._fallback(service, annotation)
-            wanted = self._next(service, stored)
+            asked = self._asked.get(service.key)
+            if asked is not None and asked.service is service and asked.text == text:
+                wanted: BucketTable | None = asked.wanted
+                if self._store.under_way(service.key):
+                    return self._meanwhile(asked, found, stored, result)
+            else:
+                wanted = self._next(service, stored, found)
             if wanted is None or wanted == found:
+                if self._asked.pop(service.key, None) is not None:
+                    self._store.withdraw(service.key)
                 if text is not None and wanted is not None:
-                    self._settled[service.key] = service, text
+                    self._settled[service.key] = _Settled(service, text, ())
                 return wanted
             now = self._clock()
             wait = self._written_at.get(service.key, now - WRITE_INTERVAL) + WRITE_INTERVAL - now
             if wait > 0 and stored is not None:
-                result.again_in = wait if result.again_in is None else min(wait, result.again_in)
+                result.wait(wait)
                 return stored
             try:
                 stored_now = self._store.write(service.key, encode(wanted), expected=text)
-                if stored_now is not False:
-                    self._written_at[service.key] = now
-                    result.written += 1
-                    if stored_now:
-                        self._settled[service.key] = service, encode(wanted)
-                    # What is on its way counts once it is there: nobody sends a flow by a table that others lack.
-                    return wanted if stored_now else stored
             except BucketStoreError as error:
                 result.problems.append(_problem(service, "NoBucketStore", f"{error}; going on with an own table"))
                 return self._without_store(service, annotation)
+            if stored_now:
+                self._written_at[service.key] = now
+                result.written += 1
+                self._settled[service.key] = _Settled(service, encode(wanted), ())
+                return wanted
+            if stored_now is None:
+                since = asked.since if asked is not None else now
+                self._asked[service.key] = asked = _Asked(service, text, wanted, since)
+                return self._meanwhile(asked, found, stored, result)
         return self._without_store(service, annotation)
+
+    def _meanwhile(
+        self, asked: _Asked, found: BucketTable | None, stored: BucketTable | None, result: TableRound
+    ) -> BucketTable | None:
+        """What counts while a table is on its way: the one that others have, too, for as long as there is one."""
+        trouble = self._store.trouble(asked.service.key)
+        late = asked.since + OWN_TABLE_AFTER - self._clock()
+        if found is not None:
+            if trouble:
+                message = f"{trouble}; going on with the stored one, endpoints that it lacks get no traffic"
+                result.problems.append(_problem(asked.service, "NoBucketStore", message))
+            return found
+        if not trouble and late > 0:
+            result.wait(late)
+            return stored
+        why = trouble or f"it could not be stored in {OWN_TABLE_AFTER:.0f} seconds"
+        result.problems.append(_problem(asked.service, "NoBucketStore", f"{why}; going on with an own table"))
+        return asked.wanted
+
+    def _next(
+        self, service: TunnelService, table: BucketTable | None, found: BucketTable | None = None
+    ) -> BucketTable | None:
+        """The table that should be stored; the number of buckets never shrinks while one is stored."""
+        if not service.usable:
+            return table
+        size = self._size if found is None else max(self._size, found.size)
+        alive = {str(endpoint.address) for endpoint in service.endpoints}
+        return rebalance(table, service.uid, _members(service, table), size, service.usable, alive)
 
     def _without_store(self, service: TunnelService, annotation: str | None) -> BucketTable | None:
         """Nothing can be stored: what this node had, kept up for itself; a fresh table is everywhere the same."""
-        return self._next(service, self._fallback(service, annotation))
-
-    def _next(self, service: TunnelService, table: BucketTable | None) -> BucketTable | None:
-        """The table to store after this one."""
-        if not service.usable:
-            return table
-        members = _members(service, table)
-        alive = {str(endpoint.address) for endpoint in service.endpoints}
-        return rebalance(table, service.uid, members, self._size, service.usable, alive)
+        table = self._fallback(service, annotation)
+        return self._next(service, table, table)
 
     def _fallback(self, service: TunnelService, annotation: str | None) -> BucketTable | None:
         """The last table applied here, in memory or in the state folder, or the one in the Service's own YAML."""
@@ -161,6 +261,21 @@ class TableKeeper:
                 self._local.write(service.key, text, expected=kept)
         except BucketStoreError:
             return  # The copy serves a start without the store only; the stored table is the one that counts.
+        if self._copies is not None:
+            self._copies.add(service.key)
+
+    def _remove_copies(self, snapshot: Snapshot) -> None:
+        """Of Services that are no more. Not while objects cannot be read: theirs may be among those."""
+        if snapshot.problems:
+            return
+        try:
+            if self._copies is None:
+                self._copies = set(self._local.keys())
+            for key in self._copies - snapshot.services.keys():
+                self._local.remove(key)
+                self._copies.remove(key)
+        except BucketStoreError:
+            return  # As in `_keep_local`: another look will come.
 
     @staticmethod
     def _decode(service: TunnelService, text: str | None, result: TableRound) -> BucketTable | None:

@@ -1,6 +1,6 @@
 """A small API server without a cluster, which can be told to misbehave: hang, close, lie, refuse.
 
-It has what the helper uses: lists and watches with bookmarks, patches of Services' status with resourceVersions, Events.
+It has what the helper uses: lists, watches, patches of Services' status with resourceVersions, Events.
 A real one cannot be made to send half an object; whether ours is like a real one, conformance/api sees to.
 """
 
@@ -185,8 +185,9 @@ class FakeApi:
             if found is None:
                 return 404, _status(404, "NotFound", f'services "{name}" not found')
             metadata = patch["metadata"]
-            if metadata.get("resourceVersion", found["metadata"]["resourceVersion"]) != (
-                found["metadata"]["resourceVersion"]
+            if (
+                metadata.get("resourceVersion", found["metadata"]["resourceVersion"])
+                != (found["metadata"]["resourceVersion"])
             ):
                 return 409, _status(409, "Conflict", "the object has been modified")
             annotations = {**found["metadata"].get("annotations", {}), **metadata.get("annotations", {})}
@@ -221,10 +222,10 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Nothing: the test has `asked`."""
 
-    def do_GET(self) -> None:  # noqa: N802 - http.server's name
+    def do_GET(self) -> None:
         self._serve(None)
 
-    def do_PATCH(self) -> None:  # noqa: N802
+    def do_PATCH(self) -> None:
         self._serve(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
     do_POST = do_PATCH  # noqa: N815
@@ -233,8 +234,8 @@ class Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(parts.query).items()}
         self.asked = Asked(
-            time.monotonic(), self.command, parts.path, KINDS.get(parts.path, ""), query.get("watch", "").lower() == "true",
-            query.get("resourceVersion", ""), body,
+            time.monotonic(), self.command, parts.path, KINDS.get(parts.path, ""),
+            query.get("watch", "").lower() == "true", query.get("resourceVersion", ""), body,
         )  # fmt: skip
         api = self.server.api
         fault = api.fault(self.asked)

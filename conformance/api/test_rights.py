@@ -141,8 +141,6 @@ def test_the_other_account_writes_nothing(control: ControlPlane) -> None:
 
 
 def test_a_problem_is_one_event_however_many_helpers_tell(control: ControlPlane) -> None:
-    from node_helper.api_writer import ApiWriter
-
     control.apply(service())
     followed = Followed(control, "ingress", [INGRESS])
     try:
@@ -152,13 +150,13 @@ def test_a_problem_is_one_event_however_many_helpers_tell(control: ControlPlane)
     problem = Problem("Service", WEB, "InvalidVIP", "Service default/web: 'x' is no IP address")
     for node in ("n1", "n2", "n3"):
         with entered(control.host.netns()):
-            writer = ApiWriter()
-            EventTeller(Api.connect(control.kubeconfig("ingress")), writer, node).tell(problem, about)
+            teller = EventTeller(Api.connect(control.kubeconfig("ingress")), node)
+        teller.tell(problem, about)
         deadline = time.monotonic() + 10
         while not control.events("web"):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        writer.close()
+        teller.close()
     (told,) = control.events("web")
     assert (told["reason"], told["message"], told["type"]) == ("InvalidVIP", problem.message, "Warning")
     assert told["involvedObject"]["uid"] == about.uid

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,54 +14,19 @@ from cni_plugin.netns import entered
 from conformance.api.control_plane import ControlPlane
 from conformance.api.test_source import WEB, endpoint_slice, service
 from node_helper.api import Api
-from node_helper.api_writer import AnnotationBucketStore, ApiWriter
-from node_helper.bucket_store import FolderBucketStore
 from node_helper.bucket_text import decode
 from node_helper.buckets import BucketTable
-from node_helper.services import TUNNEL_BUCKETS, tunnel_services
-from node_helper.settings import INGRESS
-from node_helper.sources.kubernetes import KubernetesSource
-from node_helper.tables import TableKeeper
-from node_helper.vips import VipRules
+from node_helper.services import TUNNEL_BUCKETS
+from tests.table_keeper import Keeper
 
 ANNOTATED = {"cmd.nu/tunnel": "198.51.100.1"}
 SIZE = 256
 PATIENCE = 30.0
 
 
-class Keeper:
-    """What an ingress helper does about tables, in a thread: it looks whenever its source has news."""
-
-    def __init__(self, control: ControlPlane, state: Path) -> None:
-        with entered(control.host.netns()):
-            api = Api.connect(control.kubeconfig("ingress"))
-            self.source = KubernetesSource(api, [INGRESS], "n1")
-            self.writer = ApiWriter()
-        self._tables = TableKeeper(AnnotationBucketStore(api, self.source, self.writer), FolderBucketStore(state), SIZE)
-        self.table: BucketTable | None = None
-        self.problems: set[str] = set()
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self) -> None:
-        again = 0.0
-        while not self._end.wait(0.01):
-            if not self.source.drain() and time.monotonic() < again:
-                continue
-            snapshot = self.source.read()
-            if snapshot is None:
-                continue
-            found = self._tables.look(tunnel_services(snapshot, VipRules(), "vxlan-gpe").services, snapshot)
-            self.table = found.tables.get(WEB)
-            self.problems |= {problem.reason for problem in found.problems}
-            again = time.monotonic() + (found.again_in or 0.5)
-
-    def close(self) -> None:
-        self._end.set()
-        self._thread.join()
-        self.source.close()
-        self.writer.close()
+def keeper(control: ControlPlane, state: Path, size: int = SIZE) -> Keeper:
+    with entered(control.host.netns()):
+        return Keeper(lambda: Api.connect(control.kubeconfig("ingress")), state, size)
 
 
 class Cluster:
@@ -73,7 +37,7 @@ class Cluster:
         self.keepers = keepers
 
     def writes(self) -> int:
-        return sum(keeper.writer.written for keeper in self.keepers)
+        return sum(keeper.written for keeper in self.keepers)
 
     def stored(self) -> BucketTable | None:
         found = self.control.get("service", "web")
@@ -87,7 +51,7 @@ class Cluster:
     def wait(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + PATIENCE
         while not condition():
-            tables = [keeper.table for keeper in self.keepers]
+            tables = [keeper.tables.get(WEB) for keeper in self.keepers]
             assert time.monotonic() < deadline, f"{what}: not so after {PATIENCE} s: {tables}"
             time.sleep(0.02)
 
@@ -95,12 +59,12 @@ class Cluster:
         """All have the stored table, and it has just these endpoints."""
 
         def converged() -> bool:
-            tables = [keeper.table for keeper in self.keepers]
+            tables = [keeper.tables.get(WEB) for keeper in self.keepers]
             first = tables[0]
             return first is not None and set(first.endpoints) == set(endpoints) and all(t == first for t in tables)
 
         self.wait(converged, f"tables with {', '.join(endpoints)}")
-        table = self.keepers[0].table
+        table = self.keepers[0].tables.get(WEB)
         assert table is not None and table == self.stored()
         return table
 
@@ -110,8 +74,7 @@ def keepers(control: ControlPlane, folder: Path, count: int = 3) -> Iterator[Clu
     with ExitStack() as stack:
         made = []
         for number in range(count):
-            (folder / str(number)).mkdir(exist_ok=True)
-            made.append(Keeper(control, folder / str(number)))
+            made.append(keeper(control, folder / str(number)))
             stack.callback(made[-1].close)
         yield Cluster(control, made)
 
@@ -144,11 +107,10 @@ def test_helpers_that_race_agree_after_few_writes(cluster: Cluster) -> None:
 
 def test_a_fresh_helper_with_an_empty_state_folder_reads_the_same_table(cluster: Cluster, tmp_path: Path) -> None:
     before, writes = cluster.stored(), cluster.writes()
-    (tmp_path / "fresh").mkdir()
-    fresh = Keeper(cluster.control, tmp_path / "fresh")
+    fresh = keeper(cluster.control, tmp_path / "fresh")
     try:
-        cluster.wait(lambda: fresh.table == before, "the fresh helper's table")
-        assert fresh.writer.written == 0
+        cluster.wait(lambda: fresh.tables.get(WEB) == before, "the fresh helper's table")
+        assert fresh.written == 0
     finally:
         fresh.close()
     assert cluster.writes() == writes
@@ -164,14 +126,14 @@ def test_a_table_that_someone_spoils_is_put_back(cluster: Cluster, text: str | N
 
 
 def test_a_table_of_a_newer_helper_is_left_alone(cluster: Cluster) -> None:
-    before, newer = cluster.keepers[0].table, '{"v":99,"what":"ever"}'
+    before, newer = cluster.keepers[0].tables[WEB], '{"v":99,"what":"ever"}'
     patch = {"metadata": {"annotations": {TUNNEL_BUCKETS: newer}}}
     assert not cluster.control.patch_service_status("web", patch)
-    cluster.wait(lambda: all("NewerBucketTable" in k.problems for k in cluster.keepers), "the problem")
+    cluster.wait(lambda: all("NewerBucketTable" in k.ever for k in cluster.keepers), "the problem")
     cluster.control.apply(endpoint_slice("web-2", "10.244.0.9"))
     time.sleep(1.0)
     assert cluster.stored_text() == newer
-    assert before is not None and all(k.table is not None for k in cluster.keepers)
+    assert all(set(k.tables[WEB].endpoints) >= set(before.endpoints) for k in cluster.keepers)
 
 
 def test_applying_the_users_own_yaml_again_changes_no_table(cluster: Cluster) -> None:
@@ -206,7 +168,7 @@ def test_endpoints_change_while_the_api_server_is_away(cluster: Cluster, tmp_pat
     before = cluster.stored()
     cluster.control.stop("kube-apiserver", kill=True)
     cluster.wait(lambda: all(k.source.trouble() for k in cluster.keepers), "the trouble")
-    assert all(keeper.table == before for keeper in cluster.keepers)
+    assert all(keeper.tables[WEB] == before for keeper in cluster.keepers)
     cluster.control.start_api()
     cluster.control.apply(endpoint_slice("web-1", "10.244.0.6", "10.244.0.7"))
     after = cluster.wait_converged("10.244.0.6", "10.244.0.7")

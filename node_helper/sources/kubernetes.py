@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from kubernetes.client.exceptions import ApiException
@@ -52,6 +52,8 @@ class KubernetesSource:
         self._troubles: dict[str, str] = {}
         self._opening: dict[str, int] = {}
         """By kind, how often a watch was opened or failed: whether it is still the same one."""
+        self.when_current: Callable[[], None] = lambda: None
+        """Called, in some thread, when everything is followed again."""
         kinds = dict.fromkeys(kind for role in sorted(roles) for kind in _WATCHED[role])
         self._unlisted = set(kinds)
         self._informers = [self._follow(kind, f"spec.nodeName={node}" if kind == "Pod" else "") for kind in kinds]
@@ -79,6 +81,11 @@ class KubernetesSource:
         except BlockingIOError:
             return False
 
+    def wake(self) -> None:
+        """Something that is not an object has changed, and whoever reads here should look again."""
+        with self._lock:
+            self._notify()
+
     def read(self) -> Snapshot | None:
         """What the API server says now; None until everything was listed once.
 
@@ -99,6 +106,11 @@ class KubernetesSource:
         """The copy's Service."""
         with self._lock:
             return self._copy.service(key)
+
+    def current(self) -> bool:
+        """Whether everything was listed and is followed, as far as is known."""
+        with self._lock:
+            return not self._unlisted and not self._troubles
 
     def trouble(self) -> str:
         """What keeps objects from being listed or followed; empty where nothing does."""
@@ -188,13 +200,18 @@ class KubernetesSource:
 
     def _stood(self, kind: str, opening: int) -> None:
         with self._lock:
-            if self._opening[kind] == opening and self._troubles.pop(kind, None):
-                self._notify()
+            if self._opening[kind] != opening:
+                return
+        self._mended(kind)
 
     def _mended(self, kind: str) -> None:
         with self._lock:
-            if self._troubles.pop(kind, None):
-                self._notify()
+            if not self._troubles.pop(kind, None):
+                return
+            self._notify()
+            whole = not self._troubles
+        if whole:
+            self.when_current()
 
     def _failed(self, kind: str, error: object) -> None:
         text = reason(error) if isinstance(error, BaseException) else str(error)

@@ -1,10 +1,11 @@
-"""The source of objects in front of an API server that misbehaves: it survives, asks seldom, and ends with what is so."""
+"""The source of objects before an API server that misbehaves: it survives, asks seldom, ends with what is so."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ IN_A_WATCH: dict[str, Fault] = {
 def test_a_list_that_fails_is_asked_for_again_and_then_followed(
     server: FakeApi, follow: Callable[..., Followed], fault: Fault
 ) -> None:
-    server.faults["Service"] = fake_api.deque([fault] * 3)
+    server.faults["Service"] = deque([fault] * 3)
     server.put(service("web"))
     followed = follow()
     wait(lambda: followed.source.read() is not None, "listed")
@@ -138,7 +139,7 @@ def test_a_list_that_fails_is_asked_for_again_and_then_followed(
 def test_a_watch_that_fails_loses_no_change(server: FakeApi, follow: Callable[..., Followed], fault: Fault) -> None:
     """Whatever happened while it could not watch, deletions too; without a request more than there must be."""
     server.put(service("old"))
-    server.faults["Service watch"] = fake_api.deque([fault] * 4)
+    server.faults["Service watch"] = deque([fault] * 4)
     followed = follow()
     wait(lambda: server.count("Service watch") >= 2, "a second try")
     server.remove("Service", "shop", "old")
@@ -148,7 +149,9 @@ def test_a_watch_that_fails_loses_no_change(server: FakeApi, follow: Callable[..
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("event", [{"type": "MODIFIED", "object": ["what"]}, {"type": 7}, {"type": "NEW", "object": {}}])
+@pytest.mark.parametrize(
+    "event", [{"type": "MODIFIED", "object": ["what"]}, {"type": 7}, {"type": "NEW", "object": {}}]
+)
 def test_an_event_that_cannot_be_understood_stops_nothing(
     server: FakeApi, follow: Callable[..., Followed], event: Any
 ) -> None:
@@ -157,7 +160,7 @@ def test_an_event_that_cannot_be_understood_stops_nothing(
     followed = follow()
     wait(lambda: server.count("Service watch") == 1, "watched")
     again = fake_api.stream(event)
-    server.faults["Service watch"] = fake_api.deque([again, again])
+    server.faults["Service watch"] = deque([again, again])
     server.send("Service", event)
     server.put(service("web"))
     wait(lambda: followed.names() == {"old", "web"}, "the one behind it")
@@ -184,7 +187,7 @@ def test_an_object_of_the_wrong_shape_costs_that_object_alone(
 def test_what_a_list_holds_besides_objects_is_passed_over(server: FakeApi, follow: Callable[..., Followed]) -> None:
     web = server.put(service("web"))
     answer = {"metadata": {"resourceVersion": "101"}, "items": [None, 7, {}, {"metadata": {"name": 7}}, web]}
-    server.faults["Service"] = fake_api.deque([fake_api.body(answer)])
+    server.faults["Service"] = deque([fake_api.body(answer)])
     followed = follow()
     wait(lambda: followed.names() == {"web"}, "the one that is good")
 

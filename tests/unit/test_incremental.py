@@ -133,6 +133,12 @@ class Memory(BucketStore):
         self.texts[key] = text
         return True
 
+    def keys(self) -> frozenset[ObjectKey]:
+        return frozenset(self.texts)
+
+    def remove(self, key: ObjectKey) -> None:
+        del self.texts[key]
+
 
 quick = settings(deadline=None, max_examples=150)
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from node_helper.bucket_store import FolderBucketStore
 from node_helper.bucket_text import decode, encode
-from node_helper.buckets import BucketTable, effective, fresh, rebalance
-from node_helper.model import Endpoint, ObjectKey, Service, Snapshot
+from node_helper.buckets import BucketTable, effective, fresh, rebalance, resized
+from node_helper.model import Endpoint, ObjectKey, Problem, Service, Snapshot
 from node_helper.services import TUNNEL_BUCKETS, TunnelService
 from node_helper.tables import WRITE_INTERVAL, TableKeeper, TableRound
 from tests.unit.planning import endpoint, service
@@ -190,6 +190,58 @@ def test_a_service_that_went_is_forgotten(node: Node) -> None:
     node.look(ONE)
     assert node.keeper.look([], Snapshot()).tables == {}
     assert node.keeper._last == {} and node.keeper._written_at == {}
+
+
+def test_the_copy_of_a_service_that_is_no_more_goes_from_the_state_folder(node: Node) -> None:
+    node.look(ONE)
+    assert node.local.keys() == {WEB}
+    node.restart()
+    unreadable = Snapshot(problems=(Problem("File", ObjectKey("", "web.yaml"), "UnreadableFile", "…"),))
+    node.keeper.look([], unreadable)
+    assert node.local.keys() == {WEB}, "the Service may be in the file that cannot be read"
+    node.keeper.look([], snapshot(web(ONE)))
+    assert node.local.keys() == {WEB}, "it is there, only without an annotation"
+    node.keeper.look([], Snapshot())
+    assert node.local.keys() == set()
+    node.look(ONE)
+    assert node.local.keys() == {WEB}
+    node.keeper.look([], Snapshot())
+    assert node.local.keys() == set()
+
+
+def test_fewer_buckets_are_merged_here_and_the_stored_number_stays(node: Node) -> None:
+    """Or helpers that differ would write over each other for ever."""
+    before = node.look(ONE, TWO, THREE).tables[WEB]
+    text = node.store.read(WEB)
+    node.restart(size=BUCKETS // 4)
+    for _ in range(2):
+        result = node.look_later(ONE, TWO, THREE)
+        assert [p.reason for p in result.problems] == ["BucketCountDiffers"]
+        assert node.store.read(WEB) == text and result.written == 0
+        assert result.tables[WEB] == resized(before, BUCKETS // 4)
+    node.look_later(ONE, TWO)
+    assert decode(node.store.read(WEB) or "", "uid-web").size == BUCKETS
+
+
+def test_a_table_that_was_deleted_may_come_back_with_fewer_buckets(node: Node) -> None:
+    """The operator's way to fewer: all helpers with the smaller number, then the stored tables deleted."""
+    node.look(ONE, TWO)
+    node.restart(size=BUCKETS // 4)
+    assert node.look_later(ONE, TWO).problems
+    node.store.remove(WEB)
+    result = node.look_later(ONE, TWO)
+    assert result.problems == [] and result.written == 1
+    assert decode(node.store.read(WEB) or "", "uid-web").size == BUCKETS // 4
+
+
+def test_more_endpoints_than_buckets_is_told_for_as_long_as_it_is_so(node: Node) -> None:
+    crowd = web(*(f"10.244.1.{n}" for n in range(1, BUCKETS + 4)))
+    for _ in range(2):
+        result = node.look_at(crowd)
+        assert [p.reason for p in result.problems] == ["TooFewBuckets"]
+        assert "3 get no traffic" in result.problems[0].message
+        assert sorted(loads(result.tables[WEB]).values()) == [1] * BUCKETS
+    assert node.look_later(ONE).problems == []
 
 
 # --- several nodes --------------------------------------------------------------------------------------
