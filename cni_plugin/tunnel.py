@@ -27,7 +27,7 @@ VXLAN_GPE_PORT = 4790
 POD_LABEL = 100
 """MPLS label that a packet carries into a pod."""
 TUNNEL_ID = 100
-"""VNI of VXLAN-GPE packets; unused on the wire in GRE, which sends no key."""
+"""VNI of VXLAN-GPE packets; unused on the wire in GRE, which sends a key only where the id is another."""
 
 OVERHEAD = {VXLAN_GPE: 16, GRE: 4, MPLS: 4}
 """Bytes in front of the inner IP header, without the outer IP header (which MPLS does not have)."""
@@ -35,11 +35,14 @@ KEY_OVERHEAD = 4
 """Bytes more in GRE for packets whose tunnel id says something: only then it is sent."""
 OUTER_HEADER = {4: 20, 6: 40}
 """Bytes of the outer IP header by IP version."""
+GRE_KEY = 4
+"""Bytes of GRE's key."""
 
 
-def overhead(mode: str, outer_version: int) -> int:
+def overhead(mode: str, outer_version: int, tunnel_id: int = TUNNEL_ID) -> int:
     """Bytes that the encapsulation takes from the path's MTU."""
-    return OVERHEAD[mode] + (0 if mode == MPLS else OUTER_HEADER[outer_version])
+    key = GRE_KEY if mode == GRE and tunnel_id != TUNNEL_ID else 0
+    return OVERHEAD[mode] + key + (0 if mode == MPLS else OUTER_HEADER[outer_version])
 
 
 class Remap(Record):

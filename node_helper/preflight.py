@@ -147,8 +147,8 @@ def _encapsulation(mode: str) -> Finding:
         with Socket() as route:
             route.run(rtnl.add_tunnel_device(name, mode))
             link = next(link for link in rtnl.dump_links(route) if link.name == name)
-            nexthop = rtnl.Nexthop(1, 4, link.index, "", "198.51.100.1", "", 0, ANNOUNCED)
-            route.run(rtnl.put_nexthop(nexthop, TUNNEL_ID))
+            nexthop = rtnl.Nexthop(1, 4, link.index, "", "198.51.100.1", "", 0, ANNOUNCED, TUNNEL_ID)
+            route.run(rtnl.put_nexthop(nexthop))
 
     mend = f"modprobe {_MODULE[mode]}, and a kernel of 5.3 or later for nexthop objects (or another mode)"
     return _tried(f"mode {mode}: device and nexthop objects", mend, attempt, optional=True)

@@ -241,7 +241,8 @@ class Router:
             if nexthop.protocol != ANNOUNCED:
                 continue
             mode = modes.get(names.get(nexthop.link, ""), MPLS)
-            hops[nexthop.id] = Hop(nexthop.version, mode, nexthop.outer, nexthop.outer_source, nexthop.label)
+            tunnel_id = nexthop.tunnel_id if nexthop.outer else TUNNEL_ID
+            hops[nexthop.id] = Hop(nexthop.version, mode, nexthop.outer, nexthop.outer_source, nexthop.label, tunnel_id)
         found: dict[bytes, tuple[dict[int, int], int]] = {}
         last = FIRST_TABLE + 2 * max(buckets, 4096)
         for version in (4, 6):
@@ -287,9 +288,19 @@ class Router:
         else:
             device = device_of(hop.mode, 6 if ":" in hop.endpoint else 4)
             nexthop = rtnl.Nexthop(
-                identifier, hop.version, self._links[device], "", hop.endpoint, hop.source, 0, ANNOUNCED
+                identifier,
+                hop.version,
+                self._links[device],
+                "",
+                hop.endpoint,
+                hop.source,
+                0,
+                ANNOUNCED,
+                hop.tunnel_id,
+                # A key takes four bytes, so it is there only where it says something.
+                hop.mode == GRE and hop.tunnel_id != TUNNEL_ID,
             )
-        return rtnl.put_nexthop(nexthop, TUNNEL_ID)
+        return rtnl.put_nexthop(nexthop)
 
 
 def device_of(mode: str, outer_version: int) -> str:

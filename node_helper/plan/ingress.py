@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
 
-from cni_plugin.tunnel import MPLS, overhead
+from cni_plugin.tunnel import MPLS, VXLAN_GPE, overhead
 from node_helper.buckets import BucketTable, effective
+from node_helper.chains import Chain, chain_id, chains
 from node_helper.model import IPAddress, ObjectKey, Problem
 from node_helper.plan.state import (
     ANNOUNCED,
@@ -47,6 +48,13 @@ def reachable(service: TunnelService, facts: HostFacts, node: str) -> tuple[str,
 
 def node_local(service: TunnelService) -> bool:
     return service.local_policy or service.mode == MPLS
+
+
+def local_endpoints(service: TunnelService, node: str) -> frozenset[str] | None:
+    """Of a Service of which only one node's endpoints count: those, in any state; None where all count."""
+    if not node_local(service):
+        return None
+    return frozenset(str(endpoint.address) for endpoint in service.endpoints if endpoint.node == node)
 
 
 def plan_ingress(
@@ -226,7 +234,9 @@ def _plan_service(
     problems = [_unreachable(service, e, facts) for e in endpoints if e not in usable]
     owners = effective(table, usable)
     local = {str(e.address): e.node == node for e in service.endpoints}
-    mtu = _mtu(service, usable, facts)
+    ways = list(zip(owners, bucket_chains(service, table, owners, facts, node), strict=True))
+    distinct = sorted({(owner, chain) for owner, chain in ways if owner is not None})
+    limit_of_all = _mtu(service, usable, distinct, facts)
     vips: dict[str, VipBuckets] = {}
     limits: dict[str, int] = {}
     sources: set[str] = set()
@@ -238,11 +248,13 @@ def _plan_service(
             continue
         if not usable:
             continue
-        hop_of = {owner: _hop(vip, service, owner, local[owner], facts, labels) for owner in set(owners) if owner}
-        limits[name] = limit = max(mtu, MINIMUM_MTU[vip.version])
+        hop_of: dict[tuple[str | None, Chain], Hop] = {
+            (owner, chain): _hop(vip, service, owner, chain, local[owner], facts, labels) for owner, chain in distinct
+        }
+        limits[name] = limit = max(limit_of_all, MINIMUM_MTU[vip.version])
         # The kernel itself takes the labels that a route pushes from the route's MTU.
         pushed = overhead(MPLS, vip.version) if service.mode == MPLS else 0
-        vips[name] = VipBuckets(tuple([hop_of[owner] if owner else None for owner in owners]), limit + pushed)
+        vips[name] = VipBuckets(tuple([hop_of.get(way) for way in ways]), limit + pushed)
         sources.update(hop.source for hop in hop_of.values() if hop.source)
         tunnels.update((hop.mode, 6 if ":" in hop.endpoint else 4) for hop in hop_of.values())
     return _Part(vips, limits, names, frozenset(sources), frozenset(tunnels), devices, tuple(problems))
@@ -252,23 +264,56 @@ def all_vips(services: Iterable[TunnelService]) -> frozenset[str]:
     return frozenset(str(vip) for service in services for vip in service.vips)
 
 
+def bucket_chains(
+    service: TunnelService, table: BucketTable, owners: tuple[str | None, ...], facts: HostFacts, node: str
+) -> tuple[Chain, ...]:
+    """Who had each bucket before, given who has it on this node.
+
+    Not who takes traffic and is only not reached from here: elsewhere it has its buckets, so pods know nothing of that.
+    """
+    missed = set(candidates(service, node)).difference(reachable(service, facts, node))
+    alive = {str(endpoint.address) for endpoint in service.endpoints} - missed
+    return chains(table, owners, alive, local_endpoints(service, node))
+
+
 def _hop(
-    vip: IPAddress, service: TunnelService, owner: str, local: bool, facts: HostFacts, labels: Mapping[str, int]
+    vip: IPAddress,
+    service: TunnelService,
+    owner: str,
+    chain: Chain,
+    local: bool,
+    facts: HostFacts,
+    labels: Mapping[str, int],
 ) -> Hop:
-    if service.mode == MPLS:
+    mode = _mode(service, chain)
+    if mode == MPLS:
         return Hop(vip.version, MPLS, "", "", labels[owner])
     outer = 6 if ":" in owner else 4
     # To pods of this node the node's own address; to others what the host itself would use: on an overlay
     # that is another one, and the far node drops what comes with the wrong one.
     source = facts.address(outer) if local else facts.paths[owner].source
-    return Hop(vip.version, service.mode, owner, source or facts.address(outer))
+    return Hop(vip.version, mode, owner, source or facts.address(outer), tunnel_id=chain_id(chain))
 
 
-def _mtu(service: TunnelService, usable: Iterable[str], facts: HostFacts) -> int:
-    """Bytes: the least of the endpoints' paths, less what the encapsulation takes."""
+def _mode(service: TunnelService, chain: Chain) -> str:
+    """A label has no id, and pods could not hand packets on by labels: hosts take none from them."""
+    return VXLAN_GPE if service.mode == MPLS and chain else service.mode
+
+
+def _mtu(service: TunnelService, usable: Iterable[str], ways: Iterable[tuple[str, Chain]], facts: HostFacts) -> int:
+    """Bytes: the least of the endpoints' paths, less what the encapsulation takes.
+
+    All usable endpoints count, also those that have no bucket: one that gets some makes no packet too large.
+    """
+
+    def left(endpoint: str, chain: Chain) -> int:
+        mode, outer = _mode(service, chain), 6 if ":" in endpoint else 4
+        # What the kernel takes from all routes of a VIP in mode mpls it takes from those by other tunnels, too.
+        pushed = overhead(MPLS, outer) if service.mode == MPLS != mode else 0
+        return facts.paths[endpoint].mtu - overhead(mode, outer, chain_id(chain)) - pushed
+
     return min(
-        (facts.paths[e].mtu - overhead(service.mode, 6 if ":" in e else 4) for e in usable),
-        default=IPV6_MINIMUM_MTU,
+        (left(endpoint, chain) for endpoint, chain in (*((e, ()) for e in usable), *ways)), default=IPV6_MINIMUM_MTU
     )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from cni_plugin.tunnel import TUNNEL_ID
+
 ANNOUNCED, FORWARDED = 116, 117
 """Protocol of a VIP's host route: announced by BGP, or only forwarded while this node drains."""
 FIRST_TABLE = 1000
@@ -58,6 +60,8 @@ class Hop(NamedTuple):
     source: str = ""
     """Outer source address."""
     label: int = 0
+    tunnel_id: int = TUNNEL_ID
+    """Names who had the bucket before (`chains.chain_id`); not in mode mpls."""
 
 
 @dataclass(frozen=True, slots=True)

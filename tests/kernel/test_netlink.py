@@ -136,7 +136,7 @@ def test_a_route_may_have_a_gateway_of_the_other_version_or_one_that_is_on_no_su
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_route_by_nexthop_object_can_be_copied_to_another_table(place: Place, version: int) -> None:
     """A pod's own default route may be one, and replies need a copy of it."""
-    place.route.run(rtnl.put_nexthop(plain_nexthop(place, version), TUNNEL_ID))
+    place.route.run(rtnl.put_nexthop(plain_nexthop(place, version)))
     place.route.run(rtnl.put_route(rtnl.route(version, "default", nexthop_id=7)))
     found = next(r for r in rtnl.dump_routes(place.route, version) if r.destination == "default")
     assert (found.nexthop_id, found.gateway, found.link) == (7, THERE[version], place.d0)
@@ -154,10 +154,10 @@ def test_a_replaced_nexthop_moves_the_route_that_names_it(place: Place, version:
     first = plain_nexthop(place, version)
     second = first.replace(gateway=THERE[version] + "9" if version == 6 else "10.0.0.99")
     route = rtnl.route(version, f"{VIP[version]}/{BITS[version]}", 1007, 116, nexthop_id=7, mtu=1400)
-    place.route.run(rtnl.put_nexthop(first, TUNNEL_ID))
+    place.route.run(rtnl.put_nexthop(first))
     place.route.run(rtnl.put_route(route))
     assert [r.gateway for r in rtnl.dump_routes(place.route, version, (116,))] == [first.gateway]
-    place.route.run(rtnl.put_nexthop(second, TUNNEL_ID))
+    place.route.run(rtnl.put_nexthop(second))
     assert rtnl.dump_nexthops(place.route) == [second]
     assert [r.gateway for r in rtnl.dump_routes(place.route, version, (116,))] == [second.gateway]
     place.route.run(rtnl.delete_nexthop(7))
@@ -172,12 +172,14 @@ def test_a_nexthop_with_an_encapsulation_is_dumped_as_it_was_put(
     place.route.run(rtnl.add_tunnel_device("svctun-x", mode, outer))
     link = next(link.index for link in rtnl.dump_links(place.route) if link.name == "svctun-x")
     hops = [
-        rtnl.Nexthop(1, version, link, "", THERE[outer], HERE[outer], 0, 116),
-        rtnl.Nexthop(2, version, link, "", THERE[outer], "", 0, 116),
+        rtnl.Nexthop(1, version, link, "", THERE[outer], HERE[outer], 0, 116, TUNNEL_ID),
+        rtnl.Nexthop(2, version, link, "", THERE[outer], "", 0, 116, TUNNEL_ID),
+        rtnl.Nexthop(3, version, link, "", THERE[outer], "", 0, 116, 0xFFFFFF, True),
     ]
-    assert place.route.run_all([rtnl.put_nexthop(hop, TUNNEL_ID) for hop in hops]) == []
+    assert place.route.run_all([rtnl.put_nexthop(hop) for hop in hops]) == []
     assert rtnl.dump_nexthops(place.route) == hops
     shown = run(place.path, "ip", "nexthop", "show", "id", "1")
+    assert " key " not in shown and " key " in run(place.path, "ip", "nexthop", "show", "id", "3")
     assert f"id {TUNNEL_ID} " in shown and f"dst {THERE[outer]} " in shown and " 64 " in shown
 
 
@@ -194,7 +196,7 @@ def test_labels_and_nexthops_with_labels_are_dumped_as_they_were_put(place: Plac
         rtnl.Label(16_001, 116, place.d0, THERE[6], 100),
     ]
     put = [rtnl.put_label(label) for label in labels]
-    assert place.route.run_all([rtnl.put_nexthop(hop, TUNNEL_ID) for hop in hops] + put + put) == []
+    assert place.route.run_all([rtnl.put_nexthop(hop) for hop in hops] + put + put) == []
     assert rtnl.dump_nexthops(place.route) == hops
     assert set(rtnl.dump_labels(place.route)) == set(labels)
     place.route.run(rtnl.delete_label(16_000, 116))

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cni_plugin.tunnel import GRE, MODES, MPLS, VXLAN_GPE
-from node_helper.buckets import rebalance
-from node_helper.model import Problem
+from cni_plugin.tunnel import GRE, MODES, MPLS, TUNNEL_ID, VXLAN_GPE
+from node_helper.buckets import BucketTable, rebalance
+from node_helper.chains import chain_id
+from node_helper.model import ObjectKey, Problem
 from node_helper.plan.ingress import IngressPlanner, all_vips, candidates, plan_ingress
 from node_helper.plan.state import ANNOUNCED, FIRST_LABEL, FORWARDED, Hop, HostFacts, HostWanted, RouterWanted
 from node_helper.services import TunnelService
@@ -181,6 +182,90 @@ def test_replies_may_enter_by_the_devices_that_lead_to_endpoints_and_by_no_other
     assert host.loose == {"cni0"}
 
 
+# --- buckets that moved ---------------------------------------------------------------------------------
+
+
+def moved(served: TunnelService, before: list[str], alive: list[str] | None = None) -> dict[ObjectKey, BucketTable]:
+    """As stored when just these endpoints were usable before."""
+    old = rebalance(None, served.uid, before, BUCKETS)
+    everybody = [str(e.address) for e in served.endpoints] if alive is None else alive
+    return {served.key: rebalance(old, served.uid, served.usable, BUCKETS, served.usable, everybody)}
+
+
+def plan_moved(
+    served: TunnelService, stored: dict[ObjectKey, BucketTable], host: HostFacts | None = None
+) -> tuple[RouterWanted, HostWanted]:
+    router, wanted, problems = plan_ingress([served], stored, host or facts(EVERYWHERE), ME, BUCKETS, SEED)
+    assert problems == []
+    return router, wanted
+
+
+@pytest.mark.parametrize("mode", [VXLAN_GPE, GRE])
+def test_a_bucket_that_moved_goes_to_its_owner_by_the_id_of_who_had_it(mode: str) -> None:
+    served = service(endpoints=REMOTE, mode=mode)
+    router, _ = plan_moved(served, moved(served, ["10.244.2.1"]))
+    for vip in VIPS:
+        hops = [hop for hop in router.vips[vip].hops if hop is not None]
+        assert {(hop.mode, hop.endpoint, hop.tunnel_id) for hop in hops} == {
+            (mode, "10.244.2.1", TUNNEL_ID),
+            (mode, "10.244.2.2", chain_id(["10.244.2.1"])),
+        }
+
+
+def test_a_terminating_endpoint_has_no_bucket_and_is_named_as_who_had_them() -> None:
+    served = service(endpoints=[REMOTE[0], endpoint("10.244.2.2", terminating=True)])
+    router, _ = plan_moved(served, moved(served, ["10.244.2.1", "10.244.2.2"]))
+    hops = [hop for hop in router.vips[VIPS[0]].hops if hop is not None]
+    assert {hop.endpoint for hop in hops} == {"10.244.2.1"}
+    assert sorted(hop.tunnel_id for hop in hops) == [TUNNEL_ID] * 4 + [chain_id(["10.244.2.2"])] * 4
+    gone = service(endpoints=REMOTE[:1])
+    router, _ = plan_moved(gone, moved(gone, ["10.244.2.1", "10.244.2.2"], alive=["10.244.2.2"]))
+    assert {hop.tunnel_id for hop in router.vips[VIPS[0]].hops if hop} == {TUNNEL_ID}, "nobody to hand on to"
+
+
+def test_who_ceases_to_be_usable_is_named_before_a_table_says_so() -> None:
+    ready, flapped = service(endpoints=REMOTE), service(endpoints=[endpoint("10.244.2.1", ready=False), REMOTE[1]])
+    router, _ = plan_moved(flapped, tables([ready], BUCKETS))
+    assert {(hop.endpoint, hop.tunnel_id) for hop in router.vips[VIPS[0]].hops if hop} == {
+        ("10.244.2.2", TUNNEL_ID),
+        ("10.244.2.2", chain_id(["10.244.2.1"])),
+    }
+
+
+def test_who_is_only_not_reached_from_here_is_not_named() -> None:
+    served = service(endpoints=REMOTE)
+    router, _, _ = plan(served, host=facts(["10.244.2.2"]))
+    assert {(hop.endpoint, hop.tunnel_id) for hop in router.vips[VIPS[0]].hops if hop} == {("10.244.2.2", TUNNEL_ID)}
+
+
+def test_under_local_policy_this_nodes_endpoints_name_each_other_only() -> None:
+    served = service(endpoints=[endpoint("10.244.1.1", ME, terminating=True), LOCAL[1], *REMOTE], local=True)
+    router, _ = plan_moved(served, moved(served, list(EVERYWHERE)))
+    hops = [hop for hop in router.vips[VIPS[0]].hops if hop is not None]
+    assert {hop.endpoint for hop in hops} == {"10.244.1.2"}
+    assert sorted(hop.tunnel_id for hop in hops) == [TUNNEL_ID] * 4 + [chain_id(["10.244.1.1"])] * 4
+
+
+def test_in_mode_mpls_a_bucket_that_moved_goes_by_vxlan_gpe_since_a_label_has_no_id() -> None:
+    served = service(endpoints=LOCAL, mode=MPLS)
+    router, host = plan_moved(served, moved(served, ["10.244.1.1"]))
+    assert set(router.vips[VIPS[0]].hops) == {
+        Hop(4, MPLS, "", "", FIRST_LABEL),
+        Hop(4, VXLAN_GPE, "10.244.1.2", ADDRESSES[0], tunnel_id=chain_id(["10.244.1.1"])),
+    }
+    assert router.tunnels == {(MPLS, 4), (VXLAN_GPE, 4)}
+    assert {table.mtu for table in router.vips.values()} == {1464}, "room for VXLAN-GPE"
+    assert {mtu for _, mtu in host.served.values()} == {1460}, "and for the label that the kernel takes from it"
+
+
+@pytest.mark.parametrize(("mode", "expected"), [(GRE, 1472), (VXLAN_GPE, 1464)])
+def test_while_buckets_have_moved_a_vips_mtu_has_room_for_the_key(mode: str, expected: int) -> None:
+    served = service(endpoints=REMOTE, mode=mode)
+    router, host = plan_moved(served, moved(served, ["10.244.2.1"]))
+    assert {table.mtu for table in router.vips.values()} == {expected}
+    assert {mtu for _, mtu in host.served.values()} == {expected}
+
+
 # --- labels ---------------------------------------------------------------------------------------------
 
 
@@ -269,9 +354,14 @@ endpoints = st.lists(
     st.sets(st.integers(1, 9)),
     st.booleans(),
     st.sampled_from((ADDRESSES, ADDRESSES[:1], ADDRESSES[1:])),
+    st.lists(st.integers(1, 9).map(lambda n: f"10.244.0.{n}"), max_size=5),
 )
 def test_any_plan_is_whole(
-    services: list[tuple[list[object], str, bool]], reach: set[int], mpls: bool, addresses: tuple[str, ...]
+    services: list[tuple[list[object], str, bool]],
+    reach: set[int],
+    mpls: bool,
+    addresses: tuple[str, ...],
+    before: list[str],
 ) -> None:
     """Whatever endpoints, modes, paths: no bucket of a served VIP is empty, and none leads to where it must not."""
     planned = [
@@ -279,7 +369,8 @@ def test_any_plan_is_whole(
         for n, (ends, mode, local) in enumerate(services)
     ]
     host_facts = facts([f"10.244.0.{n}" for n in reach], addresses, mpls=mpls)
-    router, host, problems = plan(*planned, host=host_facts)
+    stored = {key: table for one in planned for key, table in moved(one, before).items()}
+    router, host, problems = plan_ingress(planned, stored, host_facts, ME, BUCKETS, SEED)
     assert set(host.served) == set(router.vips) <= host.vips
     assert {ip_address(vip).version for vip in router.vips} <= set(router.ip_versions)
     by_label = host.labels

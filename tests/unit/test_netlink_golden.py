@@ -33,8 +33,8 @@ HEADS = {
 
 
 def nexthop(identifier: int, version: int, link: int, **fields: Any) -> Message:
-    known: dict[str, Any] = {"gateway": "", "outer": "", "outer_source": "", "label": 0} | fields
-    return rtnl.put_nexthop(rtnl.Nexthop(identifier, version, link, protocol=116, **known), 100)
+    known: dict[str, Any] = {"gateway": "", "outer": "", "outer_source": "", "label": 0, "tunnel_id": 100} | fields
+    return rtnl.put_nexthop(rtnl.Nexthop(identifier, version, link, protocol=116, **known))
 
 
 # (command, nests, what it sends, ours).
@@ -60,6 +60,21 @@ GOLDEN: list[tuple[str, Nests, str, Message]] = [
         "000000000000000000000000000914000300fd0000000000000000000000000000010500040040000000060007000400d92608000500"
         "04000000",
         nexthop(2, 4, G0, outer="fd00::9", outer_source="fd00::1"),
+    ),
+    (
+        "ip nexthop replace id 1 encap ip id 70000 dst 10.0.0.9 src 10.0.0.1 ttl 64 key dev g0 proto 116",
+        ENCAP,
+        "6000000068000505a755066b0000000002007400000000000800010001000000300008800c0001000000000000011170080002000a00"
+        "0009080003000a0000010500040040f6942c060006000004000006000700020000000800050004000000",
+        nexthop(1, 4, G0, outer="10.0.0.9", outer_source="10.0.0.1", tunnel_id=70_000, keyed=True),
+    ),
+    (
+        "ip nexthop replace id 2 encap ip6 id 70000 dst fd00::9 src fd00::1 hoplimit 64 key dev g0 proto 116",
+        ENCAP,
+        "7800000068000505a755066b0000000002007400000000000800010002000000480008800c000100000000000001117014000200fd00"
+        "000000000000000000000000000914000300fd000000000000000000000000000001050004004000000006000600000465f2060007"
+        "0004009d040800050004000000",
+        nexthop(2, 4, G0, outer="fd00::9", outer_source="fd00::1", tunnel_id=70_000, keyed=True),
     ),
     (
         "ip nexthop replace id 4 encap mpls 16000 via 10.0.0.9 dev d0 proto 116",

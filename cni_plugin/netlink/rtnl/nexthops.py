@@ -13,6 +13,8 @@ from cni_plugin.record import Record
 NEW_NEXTHOP, DEL_NEXTHOP, GET_NEXTHOP = 104, 105, 106
 
 _ENCAP_MPLS, _ENCAP_IP, _ENCAP_IP6 = 1, 2, 4
+_TUNNEL_KEY = 4
+"""Flag of LWTUNNEL_IP_FLAGS (TUNNEL_KEY of if_tunnel.h): GRE sends the id, as its key."""
 
 
 class Nexthop(Record):
@@ -26,6 +28,10 @@ class Nexthop(Record):
     label: int
     """MPLS label pushed, 0 for none."""
     protocol: int
+    tunnel_id: int = 0
+    """Of an IP encapsulation, else 0: VXLAN-GPE's VNI, which every packet has."""
+    keyed: bool = False
+    """In GRE the id is sent, too, in four bytes more."""
 
 
 def dump_nexthops(socket: Socket) -> list[Nexthop]:
@@ -49,22 +55,27 @@ def dump_nexthops(socket: Socket) -> list[Nexthop]:
                 unpack(outer_source) if len(outer_source) in (4, 16) and any(outer_source) else "",
                 label,
                 answer[2],
+                int.from_bytes(encap.get(1, b""), "big") if is_ip else 0,
+                is_ip and bool(int.from_bytes(encap.get(6, b""), "big") & _TUNNEL_KEY),
             )
         )
     return result
 
 
-def put_nexthop(nexthop: Nexthop, tunnel_id: int) -> Message:
+def put_nexthop(nexthop: Nexthop) -> Message:
     """Adds a nexthop object or replaces the one of its id, which moves every route that uses it at once."""
     parts = [u32(1, nexthop.id), u32(5, nexthop.link)]
     if nexthop.gateway:
         parts.append(attribute(6, pack_address(nexthop.gateway)))
     if nexthop.outer:
-        # LWTUNNEL_IP_ID (64 bits, network order), _DST, _SRC, _TTL; the same numbers in the IPv6 form.
-        inner = [attribute(1, tunnel_id.to_bytes(8, "big")), attribute(2, pack_address(nexthop.outer))]
+        # LWTUNNEL_IP_ID (64 bits, network order), _DST, _SRC, _TTL, _FLAGS (16 bits, network order); the same numbers
+        # in the IPv6 form.
+        inner = [attribute(1, nexthop.tunnel_id.to_bytes(8, "big")), attribute(2, pack_address(nexthop.outer))]
         if nexthop.outer_source:
             inner.append(attribute(3, pack_address(nexthop.outer_source)))
         inner.append(u8(4, 64))  # TTL or hop limit
+        if nexthop.keyed:
+            inner.append(attribute(6, _TUNNEL_KEY.to_bytes(2, "big")))
         parts += [u16(7, _ENCAP_IP if version(nexthop.outer) == 4 else _ENCAP_IP6), nested(8, *inner)]
     elif nexthop.label:
         parts += [u16(7, _ENCAP_MPLS), nested(8, attribute(1, stack_entry(nexthop.label)))]
