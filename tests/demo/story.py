@@ -27,13 +27,14 @@ from tests.demo.flows import (
     traced,
     udp_owners,
 )
-from tests.demo.looking import Monitor, announced_routes, ours_in, vips_of
+from tests.demo.looking import ROUTER, announced_routes, ours_in, vips_of
 from tests.demo.picture import picture
 from tests.demo.telling import Teller, listed
 from tests.testbed import traffic
 from tests.testbed.cluster import CLIENT
 from tests.testbed.cni import Pod
 from tests.testbed.scene import VIPS, Scene
+from tests.testbed.watching import Watch
 
 SERVICE = "web"
 LABELS = {"app": SERVICE}
@@ -282,14 +283,14 @@ class Story:
             self._answered("helper gone: new connections", len(answered), 2 * size.single)
             self._unmoved("helper gone: flows that move", self._moved())
             self._all_kept("helper gone: connections kept", held.fates(before, size.patience))
-            tell.step("starting it again, with `ip monitor` looking on")
-            with Monitor(scene.cluster.nodes["ingress1"].host) as monitor:
+            tell.step("starting it again, with `ip monitor` and `nft monitor` looking on")
+            host = scene.cluster.nodes["ingress1"].host
+            with Watch([host, host.place(ROUTER, f"/run/netns/{ROUTER}")]) as watch:
                 scene.start_helpers(["ingress1"])
                 scene.settle()
-            what = "restart: routes, rules changed"
-            tell.finding(what, "0", f"{len(monitor.changes)}", not monitor.changes)
-            if monitor.changes:
-                tell.note("\n".join(monitor.changes[:5]))
+            tell.finding("restart: changes in the kernel", "0", f"{len(watch.changes)}", not watch.changes)
+            if watch.changes:
+                tell.note("\n".join(watch.changes[:5]))
             self._unmoved("restart: flows that move", self._moved())
             self._all_kept("restart: connections kept", held.fates(before, size.patience))
             self._lead_to("ingress1", "ingress2")

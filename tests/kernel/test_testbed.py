@@ -18,6 +18,7 @@ from tests.testbed.cluster import Cluster, NodeSpec
 from tests.testbed.cni import PluginFailed, bridge_chain, ptp_chain
 from tests.testbed.host import Host, new_prefix
 from tests.testbed.namespaces import REPOSITORY, CommandFailed, TestbedError
+from tests.testbed.watching import Watch
 
 FOUR_PODS = [("ingress1", "pod1"), ("ingress2", "pod2"), ("worker1", "pod3"), ("worker2", "pod4")]
 
@@ -251,3 +252,29 @@ def test_a_function_that_does_not_return_is_ended(host: Host) -> None:
 def test_a_failed_command_tells_what_it_wrote(host: Host) -> None:
     with pytest.raises(CommandFailed, match='"none" does not exist'):
         host.run("ip", "link", "show", "dev", "none")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (("ip", "route", "add", "203.0.113.0/24", "dev", "lo"), "203.0.113.0/24 dev lo"),
+        (("ip", "rule", "add", "fwmark", "7", "lookup", "7"), "fwmark 0x7 lookup 7"),
+        (("ip", "link", "add", "one", "type", "veth", "peer", "name", "other"), "one@other"),
+        (("ip", "nexthop", "add", "id", "7", "dev", "lo"), "id 7 dev lo"),
+        (("sysctl", "net.ipv4.conf.lo.rp_filter=2"), "rp_filter loose"),
+        (("iptables", "-t", "raw", "-A", "PREROUTING", "-j", "ACCEPT"), "raw PREROUTING"),
+        (("ip6tables-restore", "--noflush"), "OTHERS"),
+        (("nft", "add", "table", "inet", "strangers"), "add table inet strangers"),
+    ],
+    ids=["route", "rule", "link", "nexthop", "sysctl", "iptables", "ip6tables-restore", "nft"],
+)
+def test_a_watch_tells_of_each_change_in_its_place_and_of_nothing_else(
+    host: Host, change: tuple[str, ...], told: str
+) -> None:
+    with Watch([host]) as watch:
+        host.run("ip", "route")
+        host.run("iptables-save")
+    assert watch.changes == []
+    with Watch([host]) as watch:
+        host.run(*change, input="*raw\n:OTHERS - [0:0]\nCOMMIT\n")
+    assert any(told in line for line in watch.changes), watch.changes
