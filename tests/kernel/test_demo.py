@@ -226,7 +226,9 @@ def test_where_the_kernel_lacks_something_the_same_demo_is_handed_over_to_the_vi
     lacks, where, command = done.stdout.splitlines()
     assert re.fullmatch(r"kernel \S+ lacks teleport: the demo runs in a virtual machine instead", lacks)
     assert "Debian's stock kernel" in where
-    assert re.fullmatch(r"instead: -m tests\.vm .* -- python -m tests\.demo --here --brief", command)
+    assert re.fullmatch(
+        r"instead: -m tests\.vm .* -- env TEST_PATIENCE=\d+ python -m tests\.demo --here --brief", command
+    )
 
 
 def test_what_would_end_with_the_virtual_machine_cannot_be_kept() -> None:
