@@ -34,9 +34,11 @@ INET = 1
 """The table family of IPv4 and IPv6 together; all functions mean it where they are not told another."""
 NETDEV = 5
 """The family of what a device receives, whatever the protocol, before anything else sees it."""
+BRIDGE = 7
+"""The family of frames that ports of bridges receive, whether they go to another port or to the host itself."""
 IPV4, IPV6 = 2, 10
 """What `nfproto` yields."""
-ICMP, TCP, UDP, GRE, ICMPV6 = 1, 6, 17, 47, 58
+ICMP, TCP, UDP, FRAGMENT, GRE, ICMPV6 = 1, 6, 17, 44, 47, 58
 
 PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = range(5)
 INGRESS = 0
@@ -44,7 +46,7 @@ INGRESS = 0
 
 _SUBSYSTEM = 10 << 8
 _NEW_TABLE, _GET_TABLE, _DEL_TABLE = 0, 1, 2
-_NEW_CHAIN, _NEW_RULE, _NEW_SET = 3, 6, 9
+_NEW_CHAIN, _NEW_RULE, _GET_RULE, _NEW_SET = 3, 6, 7, 9
 _NEW_ELEMENT, _GET_ELEMENT, _DEL_ELEMENT = 12, 13, 14
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _APPEND = 0x800
@@ -77,6 +79,7 @@ class Type(Record):
 NF_PROTOCOL = Type(2, 1)
 IPV4_ADDRESS, IPV6_ADDRESS = Type(7, 4), Type(8, 16)
 ETHER_ADDRESS = Type(9, 6)
+ETHERTYPE = Type(10, 2)
 INET_PROTOCOL, INET_SERVICE, MARK = Type(12, 1), Type(13, 2), Type(19, 4)
 
 
@@ -231,6 +234,12 @@ def _elements_of(answers: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
             yield key, attributes(element.get(2, b"")).get(1, b"")
 
 
+def count_rules(socket: Socket, table: str, family: int = INET) -> int:
+    """Of all chains of a table; none where there is no such table."""
+    body = _general(family) + text(1, table)
+    return len(list(socket.dump(_SUBSYSTEM | _GET_RULE, body, f"reading rules of nf_tables table {table}")))
+
+
 # --- rules ----------------------------------------------------------------------------------------------
 
 
@@ -266,16 +275,35 @@ def ip_version(protocol: int) -> bytes:
     return meta(15) + compare(bytes([protocol]))
 
 
+def masked(mask: bytes, register: int = REGISTER) -> bytes:
+    """Leaves only these bits in a register."""
+    size = len(mask)
+    parts = be32(1, register), be32(2, register), be32(6, 0), be32(3, size)
+    return _expression("bitwise", *parts, nested(4, attribute(1, mask)), nested(5, attribute(1, bytes(size))))
+
+
 def transport(protocol: int) -> bytes:
     """Only packets of this transport protocol."""
     return meta(16) + compare(bytes([protocol]))
 
 
 LINK_HEADER, NETWORK_HEADER, TRANSPORT_HEADER = 0, 1, 2
+MPLS_ETHERTYPE = b"\x88\x47"
+VLAN_ETHERTYPES = (b"\x81\x00", b"\x88\xa8")
+"""802.1Q and 802.1ad."""
 
 
 def load(base: int, offset: int, length: int, register: int = REGISTER) -> bytes:
     return expression("payload", be32(1, register), be32(2, base), be32(3, offset), be32(4, length))
+
+
+def hidden_by(vlan: bytes) -> bytes:
+    """Only frames with a tag of this ethertype and VLAN 0 behind the tag that the kernel has taken off already.
+
+    They are not what they will be: the kernel takes off any number of tags of VLAN 0, all but the first after chains of
+    families NETDEV and BRIDGE have seen the frame. (The tag that is off counts in offsets from the link header.)
+    """
+    return meta(1) + compare(vlan) + load(LINK_HEADER, 18, 2) + masked(b"\x0f\xff") + compare(b"\0\0")
 
 
 def store(
@@ -320,6 +348,15 @@ def forget(name: str, data: int, register: int = REGISTER) -> bytes:
 
 def constant(value: bytes, register: int = REGISTER) -> bytes:
     return expression("immediate", be32(1, register), nested(2, attribute(1, value)))
+
+
+_BY_SOURCE, _BY_DEVICE, _WHETHER = 1, 8, 32
+
+
+def not_routed_back() -> bytes:
+    """Only packets whose source this host would not reach by the device that they come from, its own included."""
+    parts = be32(1, REGISTER), be32(2, 1), be32(3, _BY_SOURCE | _BY_DEVICE | _WHETHER)
+    return _expression("fib", *parts) + compare(bytes(4))
 
 
 def drop() -> bytes:

@@ -3,8 +3,8 @@
 A labelled packet says nothing of who made it. On a veth of its own only the node reaches the pod, but on a
 bridge every pod of the node does; so labels are taken from frames whose source is the gateway's link-layer
 address, by a chain of family netdev, which sees every frame (family inet sees IP only). Somebody who may
-forge frames can forge that address, too; a bridge that checks it, `macspoofchk`, keeps him from it. An
-interface without a gateway is taken for one that leads to the node alone.
+forge frames can forge that address, too; what pods send over a bridge with labels the node's helper keeps
+back. An interface without a gateway is taken for one that leads to the node alone.
 
 Loaded only where the mode is used.
 """
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from cni_plugin.pod.plan import PodState
 
 GATEWAYS, _CHAIN = "gateways", "labelled"
-_MPLS_ETHERTYPE = b"\x88\x47"
 
 
 def remembered(state: PodState) -> dict[str, frozenset[tuple[bytes, bytes]]]:
@@ -46,21 +45,14 @@ def remembered(state: PodState) -> dict[str, frozenset[tuple[bytes, bytes]]]:
 def guard(interface: str, gateways: frozenset[bytes], anew: bool) -> list[Message]:
     """One transaction that has labelled packets dropped that are not from a gateway; `anew`: there is one."""
     table, family = ruleset.TABLE, nft.NETDEV
+    from_stranger = nft.load(nft.LINK_HEADER, 6, 6) + nft.lookup(GATEWAYS, invert=True) + nft.drop()
+    labelled = (nft.meta(1) + nft.compare(nft.MPLS_ETHERTYPE), *map(nft.hidden_by, nft.VLAN_ETHERTYPES))
     return [
         *([nft.delete_table(table, family)] if anew else []),
         nft.add_table(table, b"", family),
         nft.add_set(table, GATEWAYS, 1, (nft.ETHER_ADDRESS,), family=family),
         nft.add_chain(table, _CHAIN, "filter", nft.INGRESS, 0, interface, family),
-        nft.add_rule(
-            table,
-            _CHAIN,
-            nft.meta(1),
-            nft.compare(_MPLS_ETHERTYPE),
-            nft.load(nft.LINK_HEADER, 6, 6),
-            nft.lookup(GATEWAYS, invert=True),
-            nft.drop(),
-            family=family,
-        ),
+        *(nft.add_rule(table, _CHAIN, frames, from_stranger, family=family) for frames in labelled),
         *nft.add_elements(table, GATEWAYS, [(address, b"") for address in sorted(gateways)], family),
     ]
 

@@ -162,6 +162,8 @@ def _rules(ip_version: int) -> list[Message]:
         messages.append(port_of("arriving", remap, destination_at, 2, protocol, checksum))
         messages.append(port_of("leaving", unmap, source_at, 0, protocol, checksum))
     messages.append(rule("arriving", *_quoted_port(ip_version, remap, second, third)))
+    if ip_version == 6:
+        messages.append(rule("arriving", *_quoted_port(ip_version, remap, second, third, fragment=True)))
 
     # Which VIP a UDP client talks to, by its address and port and our port. An update leaves the VIP that an element
     # has, so a client that turns to another one from the same port is remembered in the other map, and forgotten in
@@ -217,21 +219,29 @@ def _rules(ip_version: int) -> list[Message]:
     return messages
 
 
-def _quoted_port(ip_version: int, remap: str, second: int, third: int) -> tuple[bytes, ...]:
-    """An ICMP error quotes our packet with the port that the client sees: source and port of the quote."""
+def _quoted_port(ip_version: int, remap: str, second: int, third: int, fragment: bool = False) -> tuple[bytes, ...]:
+    """An ICMP error quotes our packet with the port that the client sees: source and port of the quote.
+
+    `fragment`: the quoted IPv6 packet is the first fragment of one, with a header in between that says so. (Later ones
+    have no ports, and the kernel makes nothing of errors about them. In IPv4 it is all one header.)
+    """
     header = 8
     if ip_version == 4:
         kind = nft.load(TRANSPORT_HEADER, 0, 1) + nft.compare(b"\x03")
-        no_options = nft.load(TRANSPORT_HEADER, header, 1) + nft.compare(b"\x45")
+        shape = nft.load(TRANSPORT_HEADER, header, 1) + nft.compare(b"\x45")  # no options
         protocol_at, source_at, port_at, icmp = header + 9, header + 12, header + 20, nft.ICMP
     else:
         kind = nft.load(TRANSPORT_HEADER, 0, 1) + nft.below(b"\x80")
-        no_options = b""
+        shape = b""
         protocol_at, source_at, port_at, icmp = header + 6, header + 8, header + 40, nft.ICMPV6
+    if fragment:
+        shape = nft.load(TRANSPORT_HEADER, protocol_at, 1) + nft.compare(bytes([nft.FRAGMENT]))
+        shape += nft.load(TRANSPORT_HEADER, port_at + 2, 2) + nft.masked(b"\xff\xf8") + nft.compare(b"\0\0")  # offset
+        protocol_at, port_at = port_at, port_at + 8
     return (
         nft.transport(icmp),
         kind,
-        no_options,
+        shape,
         nft.load(TRANSPORT_HEADER, source_at, _BYTES[ip_version]),
         nft.load(TRANSPORT_HEADER, protocol_at, 1, second),
         nft.load(TRANSPORT_HEADER, port_at, 2, third),

@@ -21,7 +21,9 @@ from tests.testbed.scene import VIPS, Scene
 
 GATEWAY, STRANGER = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 PRIORITY_TAG = bytes.fromhex("81000000")
-"""An 802.1Q tag of VLAN 0, which the kernel takes for none."""
+"""An 802.1Q tag of VLAN 0, which the kernel takes for none, even where there are two."""
+OTHER_PRIORITY_TAG = bytes.fromhex("88a8e000")
+"""The same of 802.1ad, and with a priority."""
 
 
 @pytest.fixture
@@ -55,14 +57,17 @@ def test_frames_with_labels_are_taken_from_the_gateway_and_nobody_else(link: str
 
             def sources() -> list[bytes]:
                 """Who gets through; the last that is sent always does."""
-                for source, tag in ((STRANGER, b""), (STRANGER, PRIORITY_TAG), (GATEWAY, PRIORITY_TAG), (GATEWAY, b"")):
-                    sending.send(frame(source, bytes(40), tag=tag))
+                twice = (PRIORITY_TAG * 2, OTHER_PRIORITY_TAG + PRIORITY_TAG, PRIORITY_TAG + OTHER_PRIORITY_TAG)
+                for tag in (*twice, PRIORITY_TAG, b""):
+                    sending.send(frame(STRANGER, bytes(40), tag=tag))
+                for tag in (PRIORITY_TAG, b""):
+                    sending.send(frame(GATEWAY, bytes(40), tag=tag))
                 found: list[bytes] = []
                 while not found or found[-2:] != [GATEWAY, GATEWAY]:
                     found.append(taken.recv(100)[6:12])
                 return found
 
-            assert sources() == [STRANGER, STRANGER, GATEWAY, GATEWAY]
+            assert sources() == [STRANGER] * 5 + [GATEWAY] * 2
             assert gateways.read_guard(netfilter) is None
             nftables.commit(netfilter, labels.guard("eth0", frozenset({STRANGER}), anew=False))
             nftables.commit(netfilter, labels.guard("eth0", frozenset({GATEWAY}), anew=True))
@@ -70,7 +75,7 @@ def test_frames_with_labels_are_taken_from_the_gateway_and_nobody_else(link: str
             assert sources() == [GATEWAY, GATEWAY]
             nftables.commit(netfilter, labels.unguard())
             assert gateways.read_guard(netfilter) is None
-            assert sources() == [STRANGER, STRANGER, GATEWAY, GATEWAY]
+            assert sources() == [STRANGER] * 5 + [GATEWAY] * 2
 
 
 def test_nobody_is_believed_while_no_gateway_is_known(link: str) -> None:
@@ -133,9 +138,9 @@ def bridge(mode: str) -> Iterator[Scene]:
         yield scene
 
 
-def hardware_address() -> bytes:
+def hardware_address(device: str = "eth0") -> bytes:
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as bound:
-        bound.bind(("eth0", 0))
+        bound.bind((device, 0))
         address: bytes = bound.getsockname()[4]
         return address
 
@@ -149,13 +154,17 @@ def send_frame(content: bytes) -> None:
 @pytest.mark.parametrize("mode", [MPLS], scope="module")
 @pytest.mark.parametrize("version", [4, 6])
 def test_pods_of_a_bridge_cannot_label_packets_for_each_other(bridge: Scene, version: int) -> None:
+    """Neither by their own link-layer address nor by one that they forge: that of the gateway, which is the bridge."""
     victim, other = bridge.cluster.pods
     client, vip = CLIENT[version], VIPS[version]
     datagram = packets.udp_packet(client, 24006, vip, 8080, b"hello")
     inner = packets.ip_packet(client, vip, packets.UDP, datagram)
     with packets.Capture(victim.place, "lo") as delivered:
-        source, destination = (pod.place.call(hardware_address) for pod in (other, victim))
-        other.place.call(send_frame, frame(source, inner, destination))
+        own, destination = (pod.place.call(hardware_address) for pod in (other, victim))
+        gateway = bridge.cluster.nodes["ingress1"].host.call(hardware_address, "cni0")
+        for source in (own, gateway):
+            for tag in (b"", PRIORITY_TAG, PRIORITY_TAG * 2):
+                other.place.call(send_frame, frame(source, inner, destination, tag))
         # As many flows of the real client as it takes to meet both pods.
         for source_port in range(24100, 24140):
             bridge.cluster.client.call(traffic.ask_udp, vip, 8080, source_port=source_port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections import Counter
 from functools import partial
@@ -78,6 +79,27 @@ def test_path_mtu_discovery_works_for_a_remapped_port(scene: Scene, version: int
     scene.cluster.narrow_client_path(1300)
     try:
         scene.cluster.client.call(traffic.download, VIPS[version], 80, 1_000_000)
+    finally:
+        scene.cluster.narrow_client_path(1500)
+
+
+@both_versions
+@pytest.mark.parametrize(("size", "mtu"), [(1400, 1298), (4000, 1280)])  # less each time: pods know the paths of before
+def test_path_mtu_discovery_works_for_a_remapped_udp_port(scene: Scene, version: int, size: int, mtu: int) -> None:
+    """What is lost is asked for again, as resolvers do: the pod sends smaller packets then, or smaller fragments.
+
+    An IPv6 error about a fragment quotes it with the header that makes it one.
+    """
+
+    def ask_again() -> traffic.Answer:
+        for _ in range(4):
+            with contextlib.suppress(traffic.NoAnswer):
+                return traffic.ask_udp(VIPS[version], 80, payload=b"big %d" % size, source_port=24200, timeout=1.0)
+        raise traffic.NoAnswer(f"{size} bytes never came")
+
+    scene.cluster.narrow_client_path(mtu)
+    try:
+        assert scene.cluster.client.call(ask_again).name
     finally:
         scene.cluster.narrow_client_path(1500)
 
