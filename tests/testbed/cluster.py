@@ -49,17 +49,15 @@ DEFAULT_NODES = (
 class Node:
     """A node of the cluster: its host, its addresses, its pods."""
 
-    def __init__(self, spec: NodeSpec, index: int, host: Host) -> None:
+    def __init__(self, spec: NodeSpec, index: int, host: Host, pod_versions: Sequence[int] = (4, 6)) -> None:
         self.name = spec.name
         self.spec = spec
         self.index = index
         self.host = host
         self.addresses = {4: f"10.1.{index}.2", 6: f"fd01:0:0:{index}::2"}
         self.gateways = {4: f"10.1.{index}.1", 6: f"fd01:0:0:{index}::1"}
-        self.pod_cidrs: tuple[Network, ...] = (
-            ip_network(f"10.244.{index}.0/24"),
-            ip_network(f"fd00:10:244:{index}::/64"),
-        )
+        cidrs = {4: ip_network(f"10.244.{index}.0/24"), 6: ip_network(f"fd00:10:244:{index}::/64")}
+        self.pod_cidrs: tuple[Network, ...] = tuple(cidrs[version] for version in pod_versions)
         self.labels = {"kubernetes.io/hostname": spec.name, **({"node": "tunnel"} if spec.ingress else {})}
         self.runtime = CniRuntime(host)
         self.pods: dict[str, Pod] = {}
@@ -84,6 +82,7 @@ class Cluster:
         plugins: Sequence[Mapping[str, Any]] = (),
         chain: Callable[..., Conflist] = ptp_chain,
         pod_mtu: int = 0,
+        pod_versions: Sequence[int] = (4, 6),
         detect_duplicates: bool = False,
         visible: bool | str = False,
     ) -> None:
@@ -92,6 +91,7 @@ class Cluster:
         `underlay_mtu`: bytes, of the links between router and nodes. `plugins`: entries that follow the
         reference plugins in the chain of every node. `chain`: makes the configuration list, `ptp_chain` or
         `bridge_chain`. `pod_mtu`: bytes, of the pods' links, 0 for what the reference plugin chooses.
+        `pod_versions`: IP versions of the pods' addresses.
         `detect_duplicates`: IPv6 duplicate address detection in pods, as on real nodes. `visible`: make
         `ip netns exec` find the hosts from outside; a text is the prefix of their names there.
         """
@@ -106,6 +106,7 @@ class Cluster:
             self.pod_sysctls |= NO_DAD
         self.underlay_mtu = underlay_mtu
         self._make_chain = chain
+        self._pod_versions = pod_versions
         self._chain_options = {"further": plugins, "mtu": pod_mtu}
         self._announced: dict[str, tuple[str, ...]] = {}
         multipath: dict[str, str | int] = {f"net.ipv{v}.fib_multipath_hash_policy": 1 for v in (4, 6)}
@@ -133,7 +134,8 @@ class Cluster:
         return Host(name, sysctls=sysctls, visible_as=self.prefix + name if self._visible else "")
 
     def _node(self, spec: NodeSpec, index: int) -> Node:
-        return Node(spec, index, self._host(spec.name, {**self._rp_filter, **NO_DAD, **FORWARDING}))
+        host = self._host(spec.name, {**self._rp_filter, **NO_DAD, **FORWARDING})
+        return Node(spec, index, host, self._pod_versions)
 
     def _connect_client(self) -> None:
         v4, v6 = FURTHER_CLIENTS[4], FURTHER_CLIENTS[6]

@@ -94,9 +94,9 @@ def _link(answer: bytes) -> Link:
 def add_tunnel_device(name: str, mode: str, outer_version: int = 4, mtu: int = 0) -> Message:
     """A device that takes the encapsulation from each packet's route, or gives it to each packet's metadata."""
     if mode == VXLAN_GPE:
-        # IFLA_VXLAN_LEARNING off (GPE refuses it), _COLLECT_METADATA, _PORT, _GPE.
+        # IFLA_VXLAN_LEARNING off (GPE refuses it), _UDP_ZERO_CSUM6_RX (they come so), _COLLECT_METADATA, _PORT, _GPE.
         kind = "vxlan"
-        settings = u8(7, 0) + u8(25, 1) + be16(15, VXLAN_GPE_PORT) + attribute(27, b"")
+        settings = u8(7, 0) + u8(20, 1) + u8(25, 1) + be16(15, VXLAN_GPE_PORT) + attribute(27, b"")
     elif mode == GRE:
         kind, settings = ("gre" if outer_version == 4 else "ip6gre"), attribute(18, b"")
     else:
