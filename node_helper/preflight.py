@@ -13,13 +13,13 @@ from cni_plugin.netns import entered
 from cni_plugin.pod import ruleset
 from cni_plugin.pod.state import read_sysctl
 from cni_plugin.tunnel import GRE, MPLS, TUNNEL_ID, VXLAN_GPE
-from node_helper.kernel import ipsets, xtables
+from node_helper.kernel import ipsets, senders, xtables
 from node_helper.kernel.commands import run
 from node_helper.kernel.modules import load_mpls
 from node_helper.kernel.router import device_of
 from node_helper.kernel.survey import survey
 from node_helper.node_survey import CHECKS, Check, Survey
-from node_helper.plan.state import ANNOUNCED, RouterWanted
+from node_helper.plan.state import ANNOUNCED, RouterWanted, Senders
 
 _PROGRAMS = ("ip", "iptables-save", "iptables-restore", "ip6tables-save", "ip6tables-restore")
 _MODULE = {VXLAN_GPE: "vxlan", GRE: "ip_gre"}
@@ -123,19 +123,31 @@ def _notrack() -> None:
     xtables.ensure_host_chains()
 
 
+def _senders() -> None:
+    for refused in senders.ensure(Senders()):
+        raise refused
+
+
 def _pod_rules() -> None:
     with nftables.open_socket() as netfilter:
         nftables.commit(netfilter, ruleset.install())
 
 
-_TRIALS: tuple[tuple[str, str, Callable[[], object]], ...] = (
-    ("the router's HMARK target and socket match", "modprobe xt_HMARK xt_socket", _hmark),
+_TRIALS: tuple[tuple[str, str, Callable[[], object], bool], ...] = (
+    ("the router's HMARK target and socket match", "modprobe xt_HMARK xt_socket", _hmark, False),
     (
         "the host's ipset match, NOTRACK and reverse-path match",
         "modprobe ip_set_hash_ip ip_set_hash_netiface xt_set xt_CT ipt_rpfilter",
         _notrack,
+        False,
     ),
-    ("the pods' nf_tables rules", "modprobe nf_tables nft_tproxy", _pod_rules),
+    (
+        "the host's filter of what pods send each other",
+        "modprobe nft_fib_inet, and a kernel with NF_TABLES_BRIDGE; without it trust your pods",
+        _senders,
+        True,
+    ),
+    ("the pods' nf_tables rules", "modprobe nf_tables nft_tproxy", _pod_rules, False),
 )
 
 

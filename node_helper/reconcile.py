@@ -16,9 +16,10 @@ from node_helper.kernel.notices import News
 from node_helper.kernel.router import Router
 from node_helper.metrics import Metrics
 from node_helper.model import Node, ObjectKey, Problem, Snapshot
+from node_helper.plan.attachments import tunnel_sources
 from node_helper.plan.changes import RouterChanges, after, router_changes
 from node_helper.plan.ingress import IngressPlanner, all_vips
-from node_helper.plan.state import HostFacts, HostWanted, RouterPresent, RouterWanted
+from node_helper.plan.state import HostFacts, HostWanted, RouterPresent, RouterWanted, Senders
 from node_helper.pods import PodKeeper, PodRound
 from node_helper.service_index import ServiceIndex
 from node_helper.services import Resolver, TunnelService
@@ -32,6 +33,10 @@ _UNKNOWN_NODE = (
 _CHAINS = "our iptables chains could not be looked at or put right, which is tried again soon: {0}"
 _CHAINS_AGAIN = 2.0
 """Seconds."""
+_FORGERIES = (
+    "pods of {0} may pretend to be a node, and send other pods packets as if from any client: {1}; a kernel with "
+    "NF_TABLES_BRIDGE and NFT_FIB_INET lets us see to it (modprobe nf_tables nft_fib_inet)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,8 @@ class Reconciler:
         self._present: RouterPresent | None = None
         self._ground: object = None
         self._served: Mapping[str, tuple[int, int]] = {}
+        self._nodes: Mapping[str, Node] = {}
+        self._senders = Senders()
 
     def close(self) -> None:
         self._router.close()
@@ -97,7 +104,8 @@ class Reconciler:
         # Other nodes do not see the endpoints, and once is enough to tell of a Service.
         problems = [*snapshot.problems, *(resolution.problems if INGRESS in settings.roles else ())]
         node = snapshot.nodes.get(settings.node)
-        if any(service.mode == MPLS for service in resolution.services):
+        labels = any(service.mode == MPLS for service in resolution.services)
+        if labels:
             self._modules.load(full)
         ingress = self._is_ingress(node)
         draining = draining_mark(settings.state_dir).exists()
@@ -120,7 +128,9 @@ class Reconciler:
         else:
             host = HostWanted(vips=all_vips(resolution.services))
         replies = {facts.paths[address].device for address in pods.tunnelled_ips if address in facts.paths}
-        host = replace(host, loose=host.loose | replies)
+        host = replace(host, loose=host.loose | replies, senders=self._senders_of(snapshot.nodes, labels))
+        forgeries = self._host.refuse_forgeries(host, full)
+        problems += [self._problem("ForgeriesPass", _FORGERIES.format(settings.node, error)) for error in forgeries]
         changes, refused = self._apply(router, host, facts, full)
         trouble = self._host.chain_trouble or (self._router.chain_trouble if ingress else "")
         if trouble:
@@ -158,6 +168,13 @@ class Reconciler:
 
     def _problem(self, reason: str, message: str) -> Problem:
         return Problem("Node", ObjectKey("", self._settings.node), reason, message)
+
+    def _senders_of(self, nodes: Mapping[str, Node], labels: bool) -> Senders:
+        if nodes != self._nodes:  # quick where they are the same objects
+            self._nodes, self._senders = nodes, Senders(frozenset(tunnel_sources(nodes.values())))
+        if labels != self._senders.labels:
+            self._senders = replace(self._senders, labels=labels)
+        return self._senders
 
     def _is_ingress(self, node: Node | None) -> bool:
         if INGRESS not in self._settings.roles:

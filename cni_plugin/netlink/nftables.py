@@ -279,7 +279,7 @@ def masked(mask: bytes, register: int = REGISTER) -> bytes:
     """Leaves only these bits in a register."""
     size = len(mask)
     parts = be32(1, register), be32(2, register), be32(6, 0), be32(3, size)
-    return _expression("bitwise", *parts, nested(4, attribute(1, mask)), nested(5, attribute(1, bytes(size))))
+    return expression("bitwise", *parts, nested(4, attribute(1, mask)), nested(5, attribute(1, bytes(size))))
 
 
 def transport(protocol: int) -> bytes:
@@ -356,7 +356,7 @@ _BY_SOURCE, _BY_DEVICE, _WHETHER = 1, 8, 32
 def not_routed_back() -> bytes:
     """Only packets whose source this host would not reach by the device that they come from, its own included."""
     parts = be32(1, REGISTER), be32(2, 1), be32(3, _BY_SOURCE | _BY_DEVICE | _WHETHER)
-    return _expression("fib", *parts) + compare(bytes(4))
+    return expression("fib", *parts) + compare(bytes(4))
 
 
 def drop() -> bytes:

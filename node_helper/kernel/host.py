@@ -9,12 +9,12 @@ from pathlib import Path
 from cni_plugin.netlink import Message, NetlinkError, Socket, rtnl
 from cni_plugin.pod.state import read_sysctl, write_sysctl
 from cni_plugin.tunnel import POD_LABEL
-from node_helper.kernel import ipsets, xtables
+from node_helper.kernel import ipsets, senders, xtables
 from node_helper.kernel.base_chains import BaseChains
 from node_helper.kernel.commands import CommandFailed
 from node_helper.kernel.router import HOST_DEVICE, HOST_LINK, LINK_PREFIX, ROUTER_LINK
 from node_helper.kernel.sysctl import BorrowedSysctls, loosen, loosened
-from node_helper.plan.state import ANNOUNCED, FORWARDED, HostFacts, HostWanted
+from node_helper.plan.state import ANNOUNCED, FORWARDED, HostFacts, HostWanted, Senders
 
 _OURS = (ANNOUNCED, FORWARDED)
 _PLATFORM_LABELS = 100_000
@@ -35,6 +35,8 @@ class Host:
         """Members of our sets, as far as known: what a change is compared with between full comparisons."""
         self._guarded: frozenset[str] | None = None
         """Members of the set of loosened devices, likewise."""
+        self._senders: tuple[Senders, list[NetlinkError]] | None = None
+        """What pods must not send, likewise, and what of it the kernel refused."""
         self._routes: dict[str, list[rtnl.Route]] | None = None
         """VIP routes, likewise."""
         self._link: int | None = None
@@ -72,6 +74,12 @@ class Host:
         if wanted.labels:
             self._ensure_mpls()
         self._put_labels(wanted.labels, facts)
+
+    def refuse_forgeries(self, wanted: HostWanted, full: bool) -> list[NetlinkError]:
+        """Keeps pods from sending what only nodes send; returns what the kernel does not let us do about it."""
+        if full or self._senders is None or self._senders[0] != wanted.senders:
+            self._senders = wanted.senders, senders.ensure(wanted.senders)
+        return self._senders[1]
 
     def serve(self, wanted: HostWanted, facts: HostFacts) -> list[NetlinkError]:
         """Puts the VIP routes: from here on packets flow. Returns the refused ones."""
@@ -130,6 +138,7 @@ class Host:
             ("the host's borrowed sysctls", self._give_all_back),
             ("the host's iptables chains", lambda: xtables.remove_host_chains(4)),
             ("the host's ip6tables chains", lambda: xtables.remove_host_chains(6)),
+            ("the host's nf_tables", senders.remove),
             ("the host's empty iptables tables", self._base_chains.remove),
             ("the host's labels and the sets' members", lambda: self.tidy(nothing, full=True)),
             ("the host's sets", ipsets.remove),

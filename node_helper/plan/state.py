@@ -92,6 +92,16 @@ class RouterWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class Senders:
+    """What pods of this node must not send, since other pods would believe it."""
+
+    nodes: frozenset[str] = frozenset()
+    """Source addresses of what the cluster's nodes encapsulate."""
+    labels: bool = False
+    """Some Service has mode mpls, so pods take labelled packets."""
+
+
+@dataclass(frozen=True, slots=True)
 class HostWanted:
     """What is ours in the host's own namespace."""
 
@@ -103,6 +113,7 @@ class HostWanted:
     """MPLS label -> local endpoint."""
     loose: frozenset[str] = frozenset()
     """Devices on which replies from pods enter: strict reverse-path filtering would drop them there."""
+    senders: Senders = Senders()
     router: bool = False
     """This host has a router: the veth `svctun` and what belongs to it."""
 

@@ -38,7 +38,7 @@ def lines(vips: Iterable[str], *, ingress: bool, labels: bool) -> dict[str, tupl
     everywhere: dict[str, tuple[str, ...]] = {
         "sets": (rf"add svctun-vips[46] ({served})", r"add svctun-loose 0\.0\.0\.0/0,(veth\w+|eth0)"),
         "iptables": _CHAINS,
-        "tables": (r"table ip6? (raw|filter)",),
+        "tables": (r"table ip6? (raw|filter)", r"table (bridge|inet) svctun"),
     }
     if not ingress:
         return everywhere

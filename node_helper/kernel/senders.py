@@ -1,0 +1,115 @@
+"""What pods of this node may not send: packets of tunnels as if from a node, by which other pods would believe them.
+
+Pods take encapsulated packets by their source address, so no pod may send them with an address of a node. The
+host's filter of reverse paths would see to it, but it is often off, there is none for IPv6, and what goes from one
+port of a bridge to another is not routed at all. So two tables of nf_tables look at what comes in by veths, the
+devices by which pods are connected:
+
+- family bridge: what ports receive, whoever it is for. No honest pod has one of these addresses, and what the host
+  itself sends to a port does not come this way. Nor does an honest pod send labels in a cluster whose mode is mpls.
+- family inet: what the host receives by other veths. Where nodes are containers themselves, their way to each other
+  may be a veth, too; so only what would not go back by the same device is dropped.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+from cni_plugin.netlink import NetlinkError, Socket
+from cni_plugin.netlink import nftables as nft
+from cni_plugin.tunnel import VXLAN_GPE_PORT
+from node_helper.kernel.router import HOST_DEVICE
+from node_helper.plan.state import Senders
+
+TABLE = "svctun"
+_CHAIN = {nft.BRIDGE: "ports", nft.INET: "routed"}
+_RAW = -300
+_ETHERTYPE, _DEVICE, _KIND = 1, 6, 26
+"""What `meta` yields: `protocol`, `iifname` and `iifkind`."""
+_NODES = {4: "nodes4", 6: "nodes6"}
+_NEVER = "never"
+"""Set of family bridge: ethertypes that no pod sends."""
+_SETS = {"nodes4": nft.IPV4_ADDRESS, "nodes6": nft.IPV6_ADDRESS, _NEVER: nft.ETHERTYPE}
+_IP = {4: (b"\x08\x00", 12), 6: (b"\x86\xdd", 8)}
+"""IP version -> ethertype, and where in the header the source address is."""
+
+
+def ensure(wanted: Senders) -> list[NetlinkError]:
+    """Puts right what is not as wanted; returns what the kernel refused, at most one error for each family."""
+    refused = []
+    with nft.open_socket() as netfilter:
+        for family in _CHAIN:
+            try:
+                _ensure(netfilter, family, wanted)
+            except NetlinkError as error:
+                refused.append(error)
+    return refused
+
+
+def remove() -> None:
+    """Takes the tables away. Raises NetlinkError."""
+    with nft.open_socket() as netfilter:
+        for family in _CHAIN:
+            if nft.table_userdata(netfilter, TABLE, family) is not None:
+                nft.commit(netfilter, [nft.delete_table(TABLE, family)])
+
+
+def _ensure(netfilter: Socket, family: int, wanted: Senders) -> None:
+    chain, elements, rules = _CHAIN[family], _elements(family, wanted), _rules(family)
+    content = [
+        *(nft.add_set(TABLE, name, number, (_SETS[name],), family=family) for number, name in enumerate(elements, 1)),
+        nft.add_chain(TABLE, chain, "filter", nft.PREROUTING, _RAW, family=family),
+        *(nft.add_rule(TABLE, chain, rule, family=family) for rule in rules),
+    ]
+    fingerprint = f"{TABLE}-{zlib.crc32(b''.join([message.body for message in content])):08x}".encode()
+    if nft.table_userdata(netfilter, TABLE, family) == fingerprint and _is_whole(netfilter, family, elements, rules):
+        return
+    for name, keys in elements.items():
+        content += nft.add_elements(TABLE, name, [(key, b"") for key in sorted(keys)], family)
+    # One transaction: no packet meets half a table. It begins with one to delete, whether or not there is one.
+    table = nft.add_table(TABLE, fingerprint, family)
+    nft.commit(netfilter, [table, nft.delete_table(TABLE, family), table, *content])
+
+
+def _is_whole(netfilter: Socket, family: int, elements: dict[str, set[bytes]], rules: Sequence[bytes]) -> bool:
+    """Nobody took rules or elements out or put others in."""
+    return nft.count_rules(netfilter, TABLE, family) == len(rules) and all(
+        {key for key, _ in nft.dump_elements(netfilter, TABLE, name, family)} == keys for name, keys in elements.items()
+    )
+
+
+def _elements(family: int, wanted: Senders) -> dict[str, set[bytes]]:
+    packed = [ip_address(address).packed for address in wanted.nodes]
+    found = {name: {raw for raw in packed if len(raw) == _SETS[name].size} for name in _NODES.values()}
+    if family == nft.BRIDGE:
+        found[_NEVER] = {nft.MPLS_ETHERTYPE} if wanted.labels else set()
+    return found
+
+
+def _rules(family: int) -> list[bytes]:
+    by_other_devices = nft.meta(_KIND) + nft.compare(_name("veth"), equal=False)
+    if family == nft.BRIDGE:
+        rules = [
+            by_other_devices + nft.accept(),
+            *[nft.hidden_by(vlan) + nft.drop() for vlan in nft.VLAN_ETHERTYPES],
+            nft.meta(_ETHERTYPE) + nft.lookup(_NEVER) + nft.drop(),
+        ]
+        forged = nft.drop()
+    else:
+        by_the_router = nft.meta(_DEVICE) + nft.compare(_name(HOST_DEVICE))
+        rules = [by_other_devices + nft.accept(), by_the_router + nft.accept()]
+        forged = nft.not_routed_back() + nft.drop()
+    gpe_port = nft.load(nft.TRANSPORT_HEADER, 2, 2) + nft.compare(VXLAN_GPE_PORT.to_bytes(2, "big"))
+    for tunnel in (nft.transport(nft.UDP) + gpe_port, nft.transport(nft.GRE)):
+        for version, name in _NODES.items():
+            ethertype, source_at = _IP[version]
+            of_version = nft.meta(_ETHERTYPE) + nft.compare(ethertype)
+            from_node = nft.load(nft.NETWORK_HEADER, source_at, _SETS[name].size) + nft.lookup(name)
+            rules.append(tunnel + of_version + from_node + forged)
+    return rules
+
+
+def _name(text: str) -> bytes:
+    return text.encode().ljust(16, b"\0")  # IFNAMSIZ
