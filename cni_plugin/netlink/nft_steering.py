@@ -6,7 +6,7 @@ none of this. Formats: `include/uapi/linux/netfilter/nf_tables.h`.
 
 from __future__ import annotations
 
-from cni_plugin.netlink import attribute, be32, be64, nested, text
+from cni_plugin.netlink import be32, be64, nested, text
 from cni_plugin.netlink.nftables import (
     DATA,
     REGISTER,
@@ -14,6 +14,7 @@ from cni_plugin.netlink.nftables import (
     TRANSPORT_HEADER,
     Type,
     add_own_chain,
+    bitwise,
     compare,
     expression,
     load,
@@ -32,12 +33,6 @@ _SYN, _FLAGS = b"\x02", b"\x17"
 _CLOSING = b"\x05"
 TRANSPARENT, WILDCARD = 0, 2
 """What can be asked of the socket to which a packet would go."""
-
-
-def bitwise(mask: bytes, xor: bytes, register: int = REGISTER) -> bytes:
-    """Keeps the bits of `mask` and turns those of `xor`."""
-    parts = be32(1, register), be32(2, register), be32(3, len(mask))
-    return expression("bitwise", *parts, nested(4, attribute(1, mask)), nested(5, attribute(1, xor)))
 
 
 def set_mark(register: int = REGISTER) -> bytes:
@@ -91,7 +86,6 @@ __all__ = [
     "TRANSPARENT",
     "WILDCARD",
     "add_own_chain",
-    "bitwise",
     "closing",
     "copy_to",
     "jump",

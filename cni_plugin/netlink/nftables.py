@@ -275,11 +275,10 @@ def ip_version(protocol: int) -> bytes:
     return meta(15) + compare(bytes([protocol]))
 
 
-def masked(mask: bytes, register: int = REGISTER) -> bytes:
-    """Leaves only these bits in a register."""
-    size = len(mask)
-    parts = be32(1, register), be32(2, register), be32(6, 0), be32(3, size)
-    return expression("bitwise", *parts, nested(4, attribute(1, mask)), nested(5, attribute(1, bytes(size))))
+def bitwise(mask: bytes, xor: bytes, register: int = REGISTER) -> bytes:
+    """Keeps the bits of `mask` and turns those of `xor`."""
+    parts = be32(1, register), be32(2, register), be32(3, len(mask))
+    return expression("bitwise", *parts, nested(4, attribute(1, mask)), nested(5, attribute(1, xor)))
 
 
 def transport(protocol: int) -> bytes:
@@ -303,7 +302,7 @@ def hidden_by(vlan: bytes) -> bytes:
     They are not what they will be: the kernel takes off any number of tags of VLAN 0, all but the first after chains of
     families NETDEV and BRIDGE have seen the frame. (The tag that is off counts in offsets from the link header.)
     """
-    return meta(1) + compare(vlan) + load(LINK_HEADER, 18, 2) + masked(b"\x0f\xff") + compare(b"\0\0")
+    return meta(1) + compare(vlan) + load(LINK_HEADER, 18, 2) + bitwise(b"\x0f\xff", b"\0\0") + compare(b"\0\0")
 
 
 def store(

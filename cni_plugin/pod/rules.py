@@ -43,7 +43,7 @@ _SOURCE_AT = {4: 12, 6: 8}
 _DESTINATION_AT = {4: 16, 6: 24}
 _BYTES = {4: 4, 6: 16}
 _CHECKSUM_AT = {TCP: 16, UDP: 6}
-_MARK = steer.bitwise(b"\xff\xff\xff\0", bytes([0, 0, 0, TAG])) + steer.set_mark()
+_MARK = nft.bitwise(b"\xff\xff\xff\0", bytes([0, 0, 0, TAG])) + steer.set_mark()
 """Of a tunnel's id, which is in the register."""
 _GPE_PORT = nft.load(TRANSPORT_HEADER, 2, 2) + nft.compare(VXLAN_GPE_PORT.to_bytes(2, "big"))
 
@@ -87,7 +87,7 @@ def _earlier_owners() -> list[Message]:
     """From the outer packet's tunnel id to a mark, and from that to a verdict; of both IP versions alike."""
     tunnel_id = nft.load(TRANSPORT_HEADER, 12, 3)
     usual = TUNNEL_ID.to_bytes(3, "big")
-    tagged = steer.mark() + steer.bitwise(b"\0\0\0\xff", bytes(4)) + nft.compare(bytes([0, 0, 0, TAG]))
+    tagged = steer.mark() + nft.bitwise(b"\0\0\0\xff", bytes(4)) + nft.compare(bytes([0, 0, 0, TAG]))
     untag = nft.constant(bytes(4)) + steer.set_mark()
     tcp = nft.transport(TCP)
 
@@ -236,7 +236,9 @@ def _quoted_port(ip_version: int, remap: str, second: int, third: int, fragment:
         protocol_at, source_at, port_at, icmp = header + 6, header + 8, header + 40, nft.ICMPV6
     if fragment:
         shape = nft.load(TRANSPORT_HEADER, protocol_at, 1) + nft.compare(bytes([nft.FRAGMENT]))
-        shape += nft.load(TRANSPORT_HEADER, port_at + 2, 2) + nft.masked(b"\xff\xf8") + nft.compare(b"\0\0")  # offset
+        shape += (
+            nft.load(TRANSPORT_HEADER, port_at + 2, 2) + nft.bitwise(b"\xff\xf8", b"\0\0") + nft.compare(b"\0\0")
+        )  # offset
         protocol_at, port_at = port_at, port_at + 8
     return (
         nft.transport(icmp),

@@ -120,7 +120,7 @@ REGISTER_ATTRIBUTES = {
 NOT_COMPARED = {("lookup", 4), ("dynset", 2), ("tproxy", 1)}
 """A set's number within the transaction; tproxy's IP version, which we leave open so that fragments of both versions
 are put together."""
-FLAGS = {("lookup", 5), ("payload", 8)}
+FLAGS = {("lookup", 5), ("payload", 8), ("bitwise", 6)}
 """Where these are zero they may as well be missing."""
 
 
@@ -289,7 +289,7 @@ NFT_RULES: list[tuple[str, str, bytes]] = [
         "028008000100000000010800020000000001080006000000000008000300000000020c00048006000100fff800000c0005800600010000"
         "0000002c00018008000100636d700020000280080001000000000108000200000000000c0003800600010000000000300001800e000100"
         "696d6d6564696174650000001c0002800800010000000000100002800c0002800800010000000001",
-        transport(42, 2) + nft.masked(b"\xff\xf8") + nft.compare(b"\0\0") + nft.accept(),
+        transport(42, 2) + nft.bitwise(b"\xff\xf8", b"\0\0") + nft.compare(b"\0\0") + nft.accept(),
     ),
     (
         "fib saddr . iif oif missing drop",

@@ -116,7 +116,7 @@ def _rules(ip_version: int) -> list[tuple[str, bytes]]:
             rules.append(("from_peer", brings + source + to + nft.lookup(f"vips{inner}") + nft.accept()))
     rules.append(("from_peer", nft.drop()))
 
-    tagged = steer.mark() + steer.bitwise(b"\0\0\0\xff", bytes(4)) + nft.compare(bytes([0, 0, 0, TAG]))
+    tagged = steer.mark() + nft.bitwise(b"\0\0\0\xff", bytes(4)) + nft.compare(bytes([0, 0, 0, TAG]))
     arrived = nft.meta(6) + nft.compare(b"svctun-")
     rules.append(("arriving", arrived + tagged + steer.jump("moved")))
 
