@@ -40,7 +40,7 @@ def configure(
     """
     try:
         with entered(netns_path, inode), Socket() as route, nftables.open_socket() as netfilter:
-            state = read(route, netfilter, interface, _labelled(wanted), _hands_on(wanted))
+            state = read(route, netfilter, interface, _labelled(wanted), _hands_on(wanted) or _hands_on(had))
             operations = plan(wanted, state, had)
             try:
                 apply(operations, route, netfilter)

@@ -51,8 +51,11 @@ def read(route: Socket, netfilter: Socket, interface: str, labels: bool = False,
         in_main = [found for found in routes if found.table == rtnl.TABLE_MAIN]
         gateways = meet_gateways(route, in_main, own[0].index)
     rules = [found for found in rtnl.dump_rules(route) if found.protocol == PROTOCOL]
+    elements = _elements(netfilter) if fingerprint is not None else {}
     hand_on = None
-    if hands_on or any(rule.device for rule in rules) or any(_hands_on(found) for found in routes):
+    # Peers are in the fixed rules' sets before they are anywhere else, and stay there for longer.
+    traces = [found for found in routes if found.table == HAND_ON_TABLE and found.protocol == PROTOCOL]
+    if hands_on or traces or any(rule.device for rule in rules) or elements.get("peers4") or elements.get("peers6"):
         from cni_plugin.pod.hand_on import kernel
 
         hand_on = kernel.read(route, netfilter, rules)
@@ -73,16 +76,12 @@ def read(route: Socket, netfilter: Socket, interface: str, labels: bool = False,
         label_guard=guard,
         gateways=gateways,
         ruleset=fingerprint,
-        elements=_elements(netfilter) if fingerprint is not None else {},
+        elements=elements,
         sysctls=values,
         loopback=next(link.index for link in links if link.name == "lo"),
         ipv6=ipv6,
         hand_on=hand_on,
     )
-
-
-def _hands_on(route: rtnl.Route) -> bool:
-    return route.table == HAND_ON_TABLE and route.protocol == PROTOCOL
 
 
 def _elements(netfilter: Socket) -> dict[str, frozenset[tuple[bytes, bytes]]]:

@@ -19,6 +19,7 @@ from cni_plugin import pod
 from cni_plugin.netlink import EXCL, Message, NetlinkError, attribute, nested, nftables, rtnl, text, u32
 from cni_plugin.netlink.address import unpack, version
 from cni_plugin.netlink.rtnl import neighbours
+from cni_plugin.netlink.tcp_sockets import Connection
 from cni_plugin.pod.apply import OperationFailed, apply
 from cni_plugin.pod.plan import Operation, PodState
 from cni_plugin.pod.state import read
@@ -31,7 +32,8 @@ NEW_TABLE, GET_TABLE, DEL_TABLE, NEW_CHAIN, NEW_RULE, NEW_SET, NEW_ELEMENT, GET_
 AF_MPLS = 28
 LO, ETH0 = 1, 2
 NETDEV = "netdev "
-"""What the names of tables of that family begin with here."""
+FAMILIES = {nftables.INET: "", nftables.NETDEV: NETDEV, nftables.IPV4: "ip ", nftables.IPV6: "ip6 "}
+"""What the names of tables of a family begin with here, and of sets those of the families that only hand on."""
 GATEWAY = bytes.fromhex("020000000001")
 FOREIGN = "203.0.113.200"
 
@@ -66,8 +68,11 @@ class SimulatedPod:
         self.rules: set[bytes] = set()
         self.neighbour = GATEWAY
         """The link-layer address that every gateway has; empty when none answers."""
+        self.connections: list[Connection] = []
         self.tables: dict[str, bytes] = {}
         self.elements: dict[str, dict[bytes, bytes]] = {}
+        self._owner: dict[str, str] = {}
+        """The table of each set that there ever was."""
         self.sysctls = {f"ipv4/conf/{name}/rp_filter": rp_filter for name in ("default", "lo", "eth0")}
         self.sysctls["ipv6/conf/lo/disable_ipv6"] = "0"
         if mpls:
@@ -83,12 +88,23 @@ class SimulatedPod:
         return {
             "links": sorted(names.values()),
             "addresses": sorted((names[index], address, raw[:4]) for (index, address), raw in self.addresses.items()),
-            "routes": sorted(self.routes.values()),
+            "routes": sorted(map(self._with_names, self.routes.values())),
             "rules": sorted(self.rules),
             "tables": self.tables,
-            "elements": {name: dict(found) for name, found in self.elements.items()},
+            "elements": {
+                name: {key: self._device(data) if name.endswith(" devices") else data for key, data in found.items()}
+                for name, found in self.elements.items()
+            },
             "sysctls": dict(self.sysctls),
         }
+
+    def _with_names(self, route: bytes) -> bytes:
+        """A route that encapsulates with its device's name in the place of the index."""
+        found = dict(items(route[12:])) if route[0] != AF_MPLS else {}
+        return route.replace(u32(4, unpack_from("=I", found[4])[0]), self._device(found[4])) if 21 in found else route
+
+    def _device(self, index: bytes) -> bytes:
+        return self.name(*unpack_from("=i", index)).encode()
 
     def name(self, index: int) -> str:
         return dict(items(self.links[index][16:]))[3].rstrip(b"\0").decode()
@@ -108,16 +124,20 @@ class SimulatedPod:
                 "cni_plugin.netlink.nftables.open_socket": lambda: nullcontext(self),
                 "cni_plugin.pod.state.read_sysctl": self.sysctls.get,
                 "cni_plugin.pod.apply.write_sysctl": self.write_sysctl,
+                "cni_plugin.netlink.tcp_sockets.open_socket": lambda: nullcontext(None),
+                "cni_plugin.netlink.tcp_sockets.connections": lambda _: self.connections,
             }.items():
                 stack.enter_context(mock.patch(target, substitute))
             yield
 
-    def state(self, labels: bool = False) -> PodState:
+    def state(self, labels: bool = False, hands_on: bool = False) -> PodState:
         with self.entered():
-            return read(self, self, "eth0", labels)  # type: ignore[arg-type]
+            return read(self, self, "eth0", labels, hands_on)  # type: ignore[arg-type]
 
     def plan(self, wanted: PodTunnels) -> list[Operation]:
-        return pod.plan(wanted, self.state(any(tunnel.mode == MPLS for tunnel in wanted.tunnels)))
+        labels = any(tunnel.mode == MPLS for tunnel in wanted.tunnels)
+        hands_on = any(tunnel.hand_ons or tunnel.peers for tunnel in wanted.tunnels)
+        return pod.plan(wanted, self.state(labels, hands_on))
 
     def configure(
         self, wanted: PodTunnels, watch: Callable[[int], None] = lambda _: None, had: PodTunnels = NOTHING
@@ -146,8 +166,9 @@ class SimulatedPod:
 
     # --- rtnetlink ----------------------------------------------------------------------------------------
 
-    def run(self, message: Message) -> None:
-        _ROUTE[message.type](self, message)
+    def run(self, *messages: Message) -> None:
+        for message in messages:
+            _ROUTE[message.type](self, message)
 
     def dump(self, kind: int, body: bytes, what: str) -> list[bytes]:
         if kind == GET_ELEMENT:
@@ -262,7 +283,12 @@ class SimulatedPod:
     @staticmethod
     def _table(body: bytes) -> str:
         """A table's name, which may be used in each family."""
-        return NETDEV * (body[0] == nftables.NETDEV) + dict(items(body[4:]))[1].rstrip(b"\0").decode()
+        return FAMILIES[body[0]] + dict(items(body[4:]))[1].rstrip(b"\0").decode()
+
+    @staticmethod
+    def _set(body: bytes) -> str:
+        prefix = FAMILIES[body[0]].removesuffix(NETDEV).strip()
+        return (prefix and f"{prefix} ") + dict(items(body[4:]))[2].rstrip(b"\0").decode()
 
     def transaction(self, messages: Sequence[Message], _: bytes, __: bytes) -> None:
         assert messages, "the kernel would not answer"
@@ -283,19 +309,17 @@ class SimulatedPod:
         self._have(table in self.tables, errno.ENOENT, message)
         if message.type == DEL_TABLE:
             del self.tables[table]
-            gone = (
-                self.elements.keys() & {"gateways"} if table.startswith(NETDEV) else self.elements.keys() - {"gateways"}
-            )
-            self.elements = {name: members for name, members in self.elements.items() if name not in gone}
+            self.elements = {name: members for name, members in self.elements.items() if self._owner[name] != table}
         elif message.type == NEW_SET:
-            self.elements.setdefault(found[2].rstrip(b"\0").decode(), {})
+            self.elements.setdefault(self._set(message.body), {})
+            self._owner[self._set(message.body)] = table
         elif message.type in (NEW_ELEMENT, DEL_ELEMENT):
             self._change_elements(message, found)
         else:
             assert message.type in (NEW_CHAIN, NEW_RULE)
 
     def _change_elements(self, message: Message, found: dict[int, bytes]) -> None:
-        name = found[2].rstrip(b"\0").decode()
+        name = self._set(message.body)
         self._have(name in self.elements, errno.ENOENT, message)
         present = self.elements[name]
         if message.type == DEL_ELEMENT and 3 not in found:
@@ -311,7 +335,7 @@ class SimulatedPod:
                 self._have(present.pop(key, None) == data, errno.ENOENT, message)
 
     def _dump_elements(self, body: bytes, what: str) -> list[bytes]:
-        name = dict(items(body[4:]))[2].rstrip(b"\0").decode()
+        name = self._set(body)
         if name not in self.elements:
             raise NetlinkError(errno.ENOENT, what)
         members = [

@@ -14,10 +14,11 @@ from cni_plugin.netlink.address import pack, unpack, version
 from cni_plugin.pod import PodError
 from cni_plugin.pod.apply import apply
 from cni_plugin.pod.ruleset import TABLE
-from cni_plugin.tunnel import MODES, MPLS, PodTunnels, Remap, Tunnel
+from cni_plugin.tunnel import MODES, MPLS, HandOn, PodTunnels, Remap, Tunnel
 from tests.unit.simulated_pod import FOREIGN, Failed, Kind, SimulatedPod
 
 SOURCES = ("10.0.1.1", "10.0.1.2", "fd00:1::1")
+PEERS = ("10.0.2.1", "10.0.2.2")
 VIPS = ("198.51.100.7", "198.51.100.8", "203.0.113.9", "2001:db8::7", "2001:db8::8")
 
 
@@ -46,8 +47,10 @@ def pod_tunnels(draw: st.DrawFn, least: int = 0) -> PodTunnels:
             Remap(draw(st.sampled_from(("tcp", "udp"))), port, target)
             for port, target in zip(ports, targets, strict=False)
         )
+        steps = tuple(HandOn(number, PEERS[number % 2], 100) for number in draw(st.sets(st.integers(1000, 1003))))
+        peers = tuple(draw(st.lists(st.sampled_from(PEERS), unique=True)))
         if own:
-            tunnels.append(Tunnel(tuple(own), draw(st.sampled_from(MODES)), remaps))
+            tunnels.append(Tunnel(tuple(own), draw(st.sampled_from(MODES)), remaps, steps, peers))
     return PodTunnels(tuple(tunnels), tuple(draw(st.lists(st.sampled_from(SOURCES), unique=True))))
 
 

@@ -41,10 +41,16 @@ def read(route: Socket, netfilter: Socket, rules: Sequence[rtnl.Rule]) -> HandOn
         if found is None:
             continue
         tables[ip_version] = found
-        if found == ruleset.fingerprint(ip_version):
+        if found != ruleset.fingerprint(ip_version):
+            continue
+        try:
             for name in (*SETS, *MAPS):
                 members = nftables.dump_elements(netfilter, ruleset.TABLE, name, family)
                 elements[ip_version, name] = frozenset(members)
+        except NetlinkError as error:
+            if error.errno not in _GONE:
+                raise
+            tables[ip_version] = b""  # somebody took a part away: it is put anew
     own_rules = tuple(rule for rule in rules if rule.priority == RULE_PRIORITY)
     return HandOnState(tables, elements, tuple(dump_encapsulated(route, HAND_ON_TABLE, PROTOCOL)), own_rules)
 

@@ -131,7 +131,8 @@ def difference(
     add_peers: Elements = {}
     put_routes, add_steps, stale_routes = [], [], set(state.routes)
     for v in versions:
-        have = {name: state.elements.get((v, name), frozenset()) for name in (*SETS, *MAPS)}
+        present = {} if v in install else state.elements  # what is put anew comes without elements
+        have = {name: present.get((v, name), frozenset()) for name in (*SETS, *MAPS)}
         for name in SETS:
             add_peers[v, name] = peers[v, name] - have[name]
             drop[v, name] = have[name] - peers[v, name]
