@@ -37,8 +37,8 @@ NOT_IN_VM = tuple(
 )
 """What says nothing about modes or kernels, and would take long on emulated processors: the CNI contract's many cases,
 odd paths, faults, crowds and helpers that are away, other users of the node, the plugin's build, the demo as a process,
-the testbed's own tests, the helper's life, wrong input, an overlay of another project's kind, what cleaning up,
-preflight, probes and metrics say."""
+the testbed's own tests, the rest of the helper's life, wrong input, an overlay of another project's kind, what cleaning
+up, preflight, probes and metrics say."""
 CNI_CONTRACT = tuple(f"conformance/test_{name}.py" for name in ("contract", "chains", "peers"))
 
 
@@ -103,12 +103,12 @@ def api() -> Outcome:
 
 
 def portability() -> Outcome:
-    """The built plugin on Debian 11, 12 and 13 without Python, in odd surroundings; two builds compared."""
+    """The built plugin on other releases and in odd surroundings; two builds compared; a fresh machine."""
     return _pytest("portability", ["tests/portability"])
 
 
 def vm() -> Outcome:
-    """The virtual machine's own tests."""
+    """The virtual machine's own tests, and the demo in it."""
     run(sys.executable, "-m", "tests.vm", "--build-only")  # its progress is to be seen; where it fails, so do the tests
     return _pytest("vm", ["tests/vm"])
 
