@@ -172,6 +172,8 @@ class Daemon:
         ]
 
     def _everything(self) -> None:
+        if self._reconciler is not None:
+            self._reconciler.news.doubt_router()
         self._full = True
         self._wake.set()
 

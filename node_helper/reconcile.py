@@ -38,6 +38,10 @@ _FORGERIES = (
     "NF_TABLES_BRIDGE and NFT_FIB_INET lets us see to it (modprobe nf_tables nft_fib_inet)"
 )
 
+WHOLE_EVERY = 4
+"""Full comparisons of which one looks at every route of the router without any doubt about it: listing hundreds of
+thousands is what a full comparison costs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Round:
@@ -83,12 +87,14 @@ class Reconciler:
         self._pods = PodKeeper(settings.run_dir)
         self._present: RouterPresent | None = None
         self._ground: object = None
+        self._comparisons = 0
         self._served: Mapping[str, tuple[int, int]] = {}
         self._nodes: Mapping[str, Node] = {}
         self._senders = Senders()
 
     def close(self) -> None:
         self._router.close()
+        self._facts.close()
         self._host.close()
         self.news.close()
 
@@ -207,7 +213,7 @@ class Reconciler:
             lost = self._router.ensure(self._host.route, router, full)
             if lost:
                 self._host.forget()
-            if lost or full or self._present is None:
+            if lost or self._present is None or (full and not self._is_as_read()):
                 self._present = self._router.read(router.buckets)
             self._ground = ground
         self._host.prepare(host, facts, full)
@@ -220,6 +226,19 @@ class Reconciler:
             refused += self._host.serve(host, facts)
         self._host.tidy(host, full)
         return changes, refused
+
+    def _is_as_read(self) -> bool:
+        """Whether the router is as it was read: each route of it where there is a doubt, else every fourth time.
+
+        The kernel has told of every change, and says so when it could not; this is for what nobody thought of.
+        """
+        self._comparisons += 1
+        doubted = self.news.take_router_doubt()
+        try:
+            return self._router.is_as_read(whole=doubted or self._comparisons % WHOLE_EVERY == 0)
+        except OSError:
+            self.news.doubt_router()
+            raise
 
     def _note_namespaces(self, services: Iterable[TunnelService]) -> None:
         """Tells the plugin for the times without helper in which namespaces pods have tunnels."""

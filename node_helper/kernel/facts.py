@@ -6,8 +6,9 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 
 from cni_plugin.netlink import NetlinkError, Socket, rtnl
-from cni_plugin.netlink.address import pack
+from cni_plugin.netlink.address import FAMILY, pack
 from cni_plugin.pod.state import read_sysctl
+from node_helper.kernel.fingerprints import Fingerprints, exceptions, routes, rules
 from node_helper.kernel.notices import Notice, destination_of, is_about_address, is_about_link, link_of
 from node_helper.kernel.router import HOST_DEVICE
 from node_helper.model import Node
@@ -33,6 +34,9 @@ class FactsReader:
         """By endpoint; None: none."""
         self._paths: dict[str, Path] | None = None
         """The ways that there are, as the last facts have them; the same object while nothing changed."""
+        self._fingerprints = Fingerprints()
+        self._seen: object = None
+        """What ways hang on, at the last full comparison."""
         self._mpls = False
         self._labels: Mapping[str, int] = {}
         self._fresh = False
@@ -41,11 +45,14 @@ class FactsReader:
         """The facts now; `news` is what the kernel told since the last time, None: perhaps anything."""
         if full or news is None or not self._fresh:
             self._fresh = False
-            self._ways, self._paths = {}, None
             self._look_around()
+            seen = self._ground()
+            if seen != self._seen or news is None:
+                self._ways, self._paths, news = {}, None, []
+            self._seen = seen
             self._mpls = read_sysctl("mpls/platform_labels") is not None
             self._fresh = True
-        elif news:
+        if news:
             self._doubt(news)
         # Ways to endpoints that are gone stay until the next full comparison: they cost nothing.
         if unknown := endpoints - self._ways.keys():
@@ -60,6 +67,16 @@ class FactsReader:
         if self._paths is None:
             self._paths = {endpoint: path for endpoint, path in self._ways.items() if path is not None}
         return HostFacts(self._node_addresses(node), self._paths, self._mpls, self._labels)
+
+    def _ground(self) -> object:
+        """All that decides about ways, so that they need not be asked for again where it is the same."""
+        families = FAMILY.values()
+        lists = [question(family) for question in (routes, exceptions, rules) for family in families]
+        links = {index: (link.name, link.mtu, link.up) for index, link in self._links.items()}
+        return self._fingerprints.take(lists), links, self._own
+
+    def close(self) -> None:
+        self._fingerprints.close()
 
     def _look_around(self) -> None:
         self._links = {link.index: link for link in rtnl.dump_links(self._route)}

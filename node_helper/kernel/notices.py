@@ -105,6 +105,7 @@ class News:
         self._folder: INotify | None = None
         self._up: set[int] = set()
         self._doubts: list[Notice] | None = []
+        self._router_doubted = True
 
     def fileno(self) -> int:
         """Readable when there is something to drain."""
@@ -154,11 +155,12 @@ class News:
             if self._router is not None:
                 try:
                     for notice in self._router.read():
-                        tampered = self._is_tampering(notice) or tampered
+                        if self._is_tampering(notice):
+                            self._router_doubted = tampered = True
                 except OSError:
-                    tampered = True
-            if self._folder is not None:
-                tampered = bool(self._folder.read(timeout=0)) or tampered
+                    self._router_doubted = tampered = True
+            if self._folder is not None and self._folder.read(timeout=0):
+                self._router_doubted = tampered = True
         return told or tampered, tampered
 
     def take(self) -> list[Notice] | None:
@@ -166,6 +168,17 @@ class News:
         with self._lock:
             doubts, self._doubts = self._doubts, []
             return doubts
+
+    def doubt_router(self) -> None:
+        """Whatever is told: the router is to be looked at as a whole."""
+        with self._lock:
+            self._router_doubted = True
+
+    def take_router_doubt(self) -> bool:
+        """Whether since the last time somebody changed what is ours in the router, or may have."""
+        with self._lock:
+            doubted, self._router_doubted = self._router_doubted, False
+            return doubted
 
     def _is_tampering(self, notice: Notice) -> bool:
         """Whether somebody changed what is ours in the router. What the kernel does by itself there is known."""

@@ -8,16 +8,19 @@ and goes on.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path
 
 from cni_plugin.netlink import Message, NetlinkError, Socket, rtnl
+from cni_plugin.netlink.address import FAMILY
 from cni_plugin.netns import entered, identity
 from cni_plugin.pod.plan import DEVICE, DEVICE_FOR_IPV6_UNDERLAY
 from cni_plugin.pod.state import read_sysctl, write_sysctl
 from cni_plugin.tunnel import GRE, MPLS, TUNNEL_ID, VXLAN_GPE
 from node_helper.kernel import bulk, ipsets, xtables
 from node_helper.kernel.commands import CommandFailed, run
+from node_helper.kernel.fingerprints import Fingerprints, Question, nexthops, routes
 from node_helper.kernel.notices import News
 from node_helper.plan.changes import RouterChanges
 from node_helper.plan.rule_tree import rule_tree
@@ -36,6 +39,8 @@ _NETNS_FOLDER = Path("/run/netns")
 
 _SYSCTLS = {
     "ipv4/ip_forward": "1",
+    # A route that is listed names its nexthop object and does not repeat all that is in it, 256,000 times.
+    "ipv4/nexthop_compat_mode": "0",
     "ipv4/conf/all/rp_filter": "0",
     "ipv4/conf/default/rp_filter": "0",
     # The host's own connections to a VIP come with the node's address, which is local here too.
@@ -47,6 +52,7 @@ _SYSCTLS = {
     "ipv6/conf/all/accept_ra": "0",
     "ipv6/conf/default/accept_ra": "0",
 }
+_ROUTES = tuple(routes(family, ANNOUNCED) for family in FAMILY.values())
 _MODULE = {VXLAN_GPE: "vxlan", GRE: "ip_gre"}
 _DEVICE_SYSCTLS = {"rp_filter": "0", "send_redirects": "0", "accept_local": "1"}
 
@@ -60,6 +66,9 @@ class Router:
         self.path = str(_NETNS_FOLDER / namespace)
         self._name = namespace
         self._socket: Socket | None = None
+        self._fingerprints: Fingerprints | None = None
+        self._as_read: tuple[bytes, bytes] | None = None
+        """Fingerprints of the nexthops and routes that were read, while we have changed nothing since."""
         self._identity: tuple[int, int] | None = None
         self._links: dict[str, int] = {}
         self.hashes = False
@@ -120,6 +129,10 @@ class Router:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+        if self._fingerprints is not None:
+            self._fingerprints.close()
+            self._fingerprints = None
+        self._as_read = None
 
     @property
     def _route(self) -> Socket:
@@ -132,7 +145,7 @@ class Router:
             self.close()
             self._links, self.hashes = {}, False
             with entered(self.path):
-                self._socket = Socket()
+                self._socket, self._fingerprints = Socket(), Fingerprints()
                 if self._news is not None:
                     up = [link.index for link in rtnl.dump_links(self._socket) if link.up]
                     self._news.follow_router(self._socket, str(_NETNS_FOLDER), up)
@@ -232,8 +245,23 @@ class Router:
 
     # --- nexthops and bucket tables -----------------------------------------------------------------------
 
+    def is_as_read(self, whole: bool = True) -> bool:
+        """What is ours is as it was when it was read, and neither anybody changed it since nor we.
+
+        Without `whole` only nexthop objects are looked at, which are few.
+        """
+        if self._as_read is None or self._as_read[0] != self._fingerprint([nexthops()]):
+            return False
+        return not whole or self._as_read[1] == self._fingerprint(_ROUTES)
+
+    def _fingerprint(self, questions: Iterable[Question]) -> bytes:
+        assert self._fingerprints is not None, "ensure() comes first"
+        return self._fingerprints.take(questions)
+
     def read(self, buckets: int) -> RouterPresent:
         """Nexthop objects and bucket routes that are ours."""
+        # Before, not after: what changes meanwhile makes another fingerprint the next time.
+        self._as_read = self._fingerprint([nexthops()]), self._fingerprint(_ROUTES)
         names = {link.index: link.name for link in rtnl.dump_links(self._route)}
         modes = {device: mode for table in (DEVICE, DEVICE_FOR_IPV6_UNDERLAY) for mode, device in table.items()}
         hops = {}
@@ -264,9 +292,11 @@ class Router:
         Only old nexthops stay after a refusal: a route that should have left one may still use it, and would
         be deleted with it.
         """
+        if changes:
+            self._as_read = None
         failures = self._send([self._put_hop(identifier, hop) for identifier, hop in changes.add_hops.items()])
-        for vip, (routes, mtu) in changes.put_routes.items():
-            failures += bulk.put_routes(self._route, vip, routes, mtu)
+        for vip, (put, mtu) in changes.put_routes.items():
+            failures += bulk.put_routes(self._route, vip, put, mtu)
         for vip, buckets in changes.delete_routes.items():
             failures += bulk.delete_routes(self._route, vip, buckets)
         if not failures:
