@@ -1,4 +1,6 @@
-"""Real chains of real plugins, run by libcni's `cnitool` on one node, with a witness of what ours is given and gives.
+"""Real chains of real plugins, run by libcni on one node, with a witness of what ours is given and gives.
+
+libcni is driven by its own `cnitool`, and by `sequence` where that cannot say what is wanted.
 
 A node is a `Host` of the testbed, with /run, /var/lib and /var/log of its own, so nothing of a chain outlives it. In
 front of our plugin stands a shell script that keeps stdin and stdout of each call: libcni decodes results and drops
@@ -62,6 +64,7 @@ class Libcni:
 
     def __init__(self, host: Host, peers: Path) -> None:
         self.host = host
+        self._peers = peers
         self._cnitool = str(peers / "cnitool")
         self._path = f"/run/witness:{peers}"
         for folder in ("witness", "calls", "net.d"):
@@ -90,6 +93,20 @@ class Libcni:
             environment["CAP_ARGS"] = json.dumps(capabilities)
         return self.host.run(self._cnitool, verb, NETWORK, POD, env=environment, check=check)
 
+    def sequence(self, *steps: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The steps of conformance/peers/cni/sequence, by one runtime; what came of each."""
+        environment = {"CNI_PATH": self._path, "NETCONFPATH": "/run/net.d"}
+        done = self.host.run(
+            str(self._peers / "sequence"), NETWORK, env=environment, input="\n".join(map(json.dumps, steps))
+        )
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def add_pod(self, name: str) -> str:
+        """Another pod's namespace; returns its path."""
+        self.host.run("ip", "netns", "add", name)
+        self.host.run("ip", "-n", name, "link", "set", "lo", "up")
+        return f"/run/netns/{name}"
+
     def seen(self) -> list[Seen]:
         """The calls of our plugin, in their order."""
         folders = sorted(self.host.path("/run/calls").iterdir())
@@ -106,9 +123,9 @@ class Libcni:
     def pod(self, *command: str) -> str:
         return self.host.run("ip", "netns", "exec", "pod", *command).stdout
 
-    def view(self) -> View:
-        """What the pod has, and what of attachments is on the node: devices, files with state, port mappings."""
-        pod = self.host.place("pod", POD).call(view_of_pod)
+    def view(self, pod: str = POD) -> View:
+        """What a pod has, and what of attachments is on the node: devices, files with state, port mappings."""
+        inside = self.host.place("pod", pod).call(view_of_pod)
         links = self.host.run("ip", "-br", "link", "show", "type", "veth").stdout
         devices = {f"veth of the node {line.split()[0]}" for line in links.splitlines()}
         ours = {line for line in self.host.run("ip", "-br", "link").stdout.splitlines() if "svctun" in line}
@@ -122,7 +139,7 @@ class Libcni:
         files = {f"{folder}/{path.name}" for folder in folders for path in _files(self.host.path(folder))}
         # host-local keeps which address it gave last, and its lock.
         files = {file for file in files if not file.endswith("/lock") and "last_reserved_ip" not in file}
-        return frozenset(pod | devices | ours | mappings | files)
+        return frozenset(inside | devices | ours | mappings | files)
 
 
 def _files(folder: Path) -> list[Path]:

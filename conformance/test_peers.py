@@ -22,7 +22,7 @@ def test_a_program_is_static(peer_folder: Path, program: str) -> None:
     assert SEGMENT_THAT_NAMES_A_LOADER not in body
 
 
-@pytest.mark.parametrize("plugin", sorted(set(peers.programs()) - {"cnitool"}))
+@pytest.mark.parametrize("plugin", sorted(set(peers.programs()) - {"cnitool", "sequence"}))
 def test_a_plugin_is_of_the_pinned_version(peer_folder: Path, plugin: str) -> None:
     pinned = re.search(rf"{peers.PLUGINS_MODULE} (v\S+)", peers.pins())
     done = subprocess.run([peer_folder / plugin], env={}, stdin=subprocess.DEVNULL, capture_output=True, text=True)

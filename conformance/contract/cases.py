@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from conformance.contract.calls import SUCCESS, VERBS, VERSIONS, speaks
 from conformance.contract.configuration import CONFIG, STDIN
 from conformance.contract.environment import ENVIRONMENT, NAMESPACE
-from conformance.contract.fault import AS_BEFORE, BEST_EFFORT, NEWEST, Case, Fault
+from conformance.contract.fault import AS_BEFORE, BEST_EFFORT, EVERY, NEWEST, Case, Fault
 from conformance.contract.spoiling import config, environ, right, stdin
 
 CYCLE = "section 3, Lifecycle & Ordering"
@@ -45,7 +45,7 @@ RIGHT = (
         (SUCCESS,),
         "section 3: an attachment is a container and an interface",
         ("DEL",),
-        NEWEST,
+        EVERY,
         before=("ADD",),
         leaves=AS_BEFORE,
     ),

@@ -186,6 +186,8 @@ NAMESPACES: dict[str, Spoil] = {
     "another kind of namespace": environ(NETNS=f"/proc/{os.getpid()}/ns/mnt"),
 }
 
+# What comes after the configuration was read is done in every version, since the forms of results differ. But not the
+# pipe: `tuning` hangs there, and each time that costs the limit.
 NAMESPACE = (
     *(
         Fault(
@@ -194,7 +196,7 @@ NAMESPACE = (
             (MISSING,),
             "section 2, Parameters: a path to the network namespace; " + PARAMETERS,
             ("ADD", "CHECK"),
-            EVERY if text == "not there" else NEWEST,
+            NEWEST if text == "a pipe" else EVERY,
             names=("CNI_NETNS",),
             before=("ADD",),
         )
@@ -207,7 +209,7 @@ NAMESPACE = (
             (SUCCESS,),
             BEST_EFFORT,
             ("DEL",),
-            EVERY if text == "not there" else NEWEST,
+            NEWEST if text == "a pipe" else EVERY,
             before=("ADD",),
             leaves=FILES_AS_FOUND,
         )
@@ -219,7 +221,7 @@ NAMESPACE = (
         (SUCCESS, MISSING, "code 8"),
         "not in the specification; libcni's plugin library refuses it with a code of its own",
         ("ADD",),
-        NEWEST,
+        EVERY,
     ),
     Fault(
         "CNI_NETNS is the plugin's own",
@@ -227,7 +229,7 @@ NAMESPACE = (
         (SUCCESS,),
         BEST_EFFORT,
         ("DEL",),
-        NEWEST,
+        EVERY,
         leaves=AS_BEFORE,
     ),
 )

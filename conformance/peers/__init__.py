@@ -1,6 +1,6 @@
 """Programs of others that tests run, built from their Go modules: each folder here is a group, pinned by its go.mod.
 
-    cni          the reference plugins and libcni's `cnitool`
+    cni          the reference plugins, libcni's `cnitool`, and `sequence`, ours: a runtime's calls by libcni
     etcd         the store of a Kubernetes API server
     kubernetes   kube-apiserver and kubectl
 
@@ -66,8 +66,14 @@ def depends_on(group: str = CNI) -> list[str]:
         platform.machine(),
         pins(group),
         (HERE / group / "go.sum").read_text(),
+        *(path.read_text() for path in own_sources(group)),
         Path(__file__).read_text(),
     ]
+
+
+def own_sources(group: str) -> list[Path]:
+    """Go files of ours beside a group's pins: programs that `tool` lines name by the module's own path."""
+    return sorted((HERE / group).rglob("*.go"))
 
 
 def ensure(group: str = CNI, say: Say = print) -> Path:
@@ -95,6 +101,10 @@ def _build(group: str, building: Path) -> None:
     module.mkdir()
     for name in ("go.mod", "go.sum"):
         shutil.copy(HERE / group / name, module)
+    for source in own_sources(group):
+        copy = module / source.relative_to(HERE / group)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, copy)
     flags = f"-ldflags=-s -w {_version_flags(group)}"
     _run(
         [f"{building}/toolchain/go/bin/go", "build", "-trimpath", flags, "-o", "../bin/", "tool"],

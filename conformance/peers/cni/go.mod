@@ -1,10 +1,12 @@
-// The reference plugins and libcni's cnitool: what `python -m conformance.peers` builds. A line of `tool` is a program;
+// The reference plugins, libcni's cnitool, and `sequence`, a runtime's calls by libcni, which is ours: what
+// `python -m conformance.peers` builds. A line of `tool` is a program;
 // `go get -tool PACKAGE@VERSION && go mod tidy` in this folder changes a version.
 module conformance/peers
 
 go 1.26.0
 
 tool (
+	conformance/peers/sequence
 	github.com/containernetworking/cni/cnitool
 	github.com/containernetworking/plugins/plugins/ipam/host-local
 	github.com/containernetworking/plugins/plugins/main/bridge
@@ -14,9 +16,10 @@ tool (
 	github.com/containernetworking/plugins/plugins/meta/tuning
 )
 
+require github.com/containernetworking/cni v1.3.1
+
 require (
 	github.com/alexflint/go-filemutex v1.3.0 // indirect
-	github.com/containernetworking/cni v1.3.1 // indirect
 	github.com/containernetworking/plugins v1.9.1 // indirect
 	github.com/coreos/go-iptables v0.8.0 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
