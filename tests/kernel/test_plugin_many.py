@@ -18,9 +18,13 @@ from cni_plugin import attachment
 from cni_plugin.attachment import Attachment
 from tests.kernel.private_netns import batch, private_netns, wait_until_delivered, wait_until_up
 from tests.kernel.test_pod_netns import picture, without_numbers
+from tests.testbed.cluster import NodeSpec
 from tests.testbed.cni import plugin_binary
+from tests.testbed.manifests import BOTH_8080
+from tests.testbed.scene import PATIENCE, SOCKET, Scene
 
 PODS, AT_ONCE = 200, 16
+WORKER = "worker1"
 VIPS = ("198.51.100.7", "2001:db8::7")
 
 
@@ -31,6 +35,8 @@ class Node:
         self.folder = folder
         self.run_dir = folder / "run"
         self.log = folder / "log"
+        self.helper: dict[str, Any] | None = None
+        """Keys of the chain entry of a node that has a helper; the pods are named after their containers then."""
 
     def call(self, verb: str, container: str = "", netns: str = "", network: str = "pods", more: Any = ()) -> str:
         """Standard output of a call that has to succeed."""
@@ -46,6 +52,9 @@ class Node:
         }
         environ = {"CNI_COMMAND": verb, "CNI_CONTAINERID": container, "CNI_NETNS": netns}
         environ |= {"CNI_IFNAME": "eth0", "CNI_PATH": "/opt/cni/bin"}
+        if self.helper is not None:
+            conf |= self.helper
+            environ["CNI_ARGS"] = f"K8S_POD_NAMESPACE=default;K8S_POD_NAME={container};K8S_POD_UID=u-{container}"
         done = subprocess.run(
             [plugin_binary()], env=environ, input=json.dumps(conf), capture_output=True, text=True, timeout=60
         )
@@ -137,6 +146,70 @@ def test_two_hundred_pods_at_once_leave_nothing_when_they_are_gone(node: Node) -
         assert calls_for(own) == []
     assert users(inodes) == []
     assert not any(device.startswith("svctun") for device in os.listdir("/sys/class/net"))
+
+
+def known_pod(name: str, number: int) -> dict[str, Any]:
+    """What the cluster says of a pod behind the Service `web`."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "uid": f"u-{name}", "labels": {"app": "web"}},
+        "spec": {"nodeName": WORKER, "containers": [{"name": "server", "ports": []}]},
+        "status": {"phase": "Running", "podIPs": [{"ip": f"10.250.{number >> 8}.{number & 255}"}]},
+    }
+
+
+@pytest.mark.timeout(6 * PATIENCE)
+def test_two_hundred_pods_that_come_and_go_at_once_under_a_real_helper(tmp_path: Path) -> None:
+    """ADD and DEL interleaved: every pod comes, the one half goes again while the other half is still coming."""
+    own = f"/proc/{os.getpid()}/fd/"
+    names = [f"c{number}" for number in range(PODS)]
+    options = ["--resync", "3600"]
+    with ExitStack() as stack, ThreadPoolExecutor(AT_ONCE) as threads:
+        scene = stack.enter_context(Scene([NodeSpec(WORKER)], options=options))
+        host = scene.cluster.nodes[WORKER].host
+        node = Node(tmp_path)
+        node.run_dir = host.path("/run/service-tunnel")
+        node.helper = {
+            "helperSocket": str(host.path(SOCKET)),
+            "runDir": str(node.run_dir),
+            "stateDir": str(host.path("/var/lib/service-tunnel")),
+            "whenHelperIsAway": "retry",
+            "helperWait": 60.0,
+            "tunnels": [],
+        }
+        scene.manifests.apply_service("web", {"cmd.nu/tunnel": ",".join(VIPS)}, {"app": "web"}, BOTH_8080)
+        for number, name in enumerate(names):
+            scene.manifests.apply(known_pod(name, number))
+        namespaces = [stack.enter_context(pod()) for _ in range(PODS)]
+        inodes = {os.stat(netns).st_ino for netns in namespaces}
+        before = list(map(without_numbers, threads.map(picture, namespaces)))
+
+        def come(number: int) -> None:
+            node.call("ADD", names[number], namespaces[number])
+            if number % 2:
+                node.call("DEL", names[number], namespaces[number])
+
+        list(threads.map(come, range(PODS)))
+        records, troubles = attachment.read_all(str(node.run_dir))
+        assert troubles == []
+        assert {record.container for record in records} == set(names[::2])
+        assert {(record.state, record.tunnels.tunnels[0].vips, record.standalone) for record in records} == {
+            (attachment.READY, VIPS, False)
+        }
+        after = list(map(without_numbers, threads.map(picture, namespaces)))
+        assert [names[n] for n in range(1, PODS, 2) if after[n] != before[n]] == [], "those that are gone left nothing"
+        alike = {str(after[n]["nft"]) for n in range(0, PODS, 2)}
+        assert len(alike) == 1, "those that are there have the same"
+        assert all(all(vip in str(after[n]) for vip in VIPS) for n in range(0, PODS, 2))
+
+        list(threads.map(lambda n: node.call("CHECK", names[n], namespaces[n]), range(0, PODS, 2)))
+        list(threads.map(lambda n: node.call("DEL", names[n], namespaces[n]), range(0, PODS, 2)))
+        after = list(map(without_numbers, threads.map(picture, namespaces)))
+        assert [names[n] for n in range(PODS) if after[n] != before[n]] == []
+        assert list((node.run_dir / "attachments").iterdir()) == []
+        assert calls_for(own) == []
+    assert users(inodes) == []
 
 
 def test_add_del_and_gc_of_others_do_not_disturb_each_other(node: Node) -> None:
