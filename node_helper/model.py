@@ -86,6 +86,8 @@ class Pod:
     """containerPort by name, for named target ports."""
     finished: bool = False
     """Phase Succeeded or Failed."""
+    terminating: bool = False
+    """It is to end: its attachment goes before its object does."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,7 +85,8 @@ class PodKeeper:
                     key = ObjectKey(record.namespace, record.name)
                     result.problems.append(Problem("Pod", key, "RecordNotWritten", message))
         attached = {ObjectKey(record.namespace, record.name) for record in records}
-        result.problems += _without_record(services, snapshot, node, attached)
+        bare = _bare_endpoints(services, snapshot, node) if snapshot.endpoints else _bare_pods(index, snapshot, node)
+        result.problems += [_without_record(pod, of, node) for pod, of in bare if pod not in attached]
         return result
 
     @staticmethod
@@ -159,18 +160,31 @@ class PodKeeper:
                 _log.warning("a pod that ended while it was configured keeps its tunnels", trouble=trouble)
 
 
-def _without_record(
-    services: Iterable[TunnelService], snapshot: Snapshot, node: str, attached: set[ObjectKey]
-) -> Iterable[Problem]:
+def _bare_endpoints(
+    services: Iterable[TunnelService], snapshot: Snapshot, node: str
+) -> Iterable[tuple[ObjectKey, TunnelService]]:
+    """The node's pods to which ingress nodes send packets, by what EndpointSlices say."""
     for service in services:
         for endpoint in service.endpoints:
-            if endpoint.node != node or endpoint.pod is None or endpoint.pod in attached:
+            if endpoint.node != node or endpoint.pod is None:
                 continue
             if endpoint.pod in snapshot.pods and snapshot.pods[endpoint.pod].finished:
                 continue
-            message = (
-                f"pod {endpoint.pod}, an endpoint of Service {service.key}, has no attachment record on {node}: it was "
-                "started before the plugin was installed, so it gets no tunnel until `service-tunnel-helper adopt` "
-                "has run there or it is restarted"
-            )
-            yield Problem("Pod", endpoint.pod, "NoAttachment", message)
+            yield endpoint.pod, service
+
+
+def _bare_pods(index: ServiceIndex, snapshot: Snapshot, node: str) -> Iterable[tuple[ObjectKey, TunnelService]]:
+    """The same where no EndpointSlices are watched: by selectors; a pod has been attached once it has an address."""
+    for found in snapshot.pods.values():
+        if found.node == node and found.ips and not found.terminating:
+            for service in index.in_front_of(found):
+                yield found.key, service
+
+
+def _without_record(pod_key: ObjectKey, service: TunnelService, node: str) -> Problem:
+    message = (
+        f"pod {pod_key}, an endpoint of Service {service.key}, has no attachment record on {node}: it was "
+        "started before the plugin was installed, so it gets no tunnel until `service-tunnel-helper adopt` "
+        "has run there or it is restarted"
+    )
+    return Problem("Pod", pod_key, "NoAttachment", message)

@@ -30,6 +30,9 @@ class VipRules:
     """Without any range, no address may be a VIP; otherwise any may."""
     pod_ranges: tuple[IPNetwork, ...] = ()
     service_ranges: tuple[IPNetwork, ...] = ()
+    every_pod_known: bool = True
+    """Every helper knows every pod. Where each knows its own node's, their addresses refuse no VIP: ingress nodes would
+    not agree on which VIPs there are. `pod_ranges` and Nodes' podCIDRs do, which all know."""
 
 
 def vip_range(text: str) -> VipRange:
@@ -110,7 +113,7 @@ class AddressesInUse:
             for key in changed_keys(before.endpoints, snapshot.endpoints):
                 old, new = before.endpoints.get(key, ()), snapshot.endpoints.get(key, ())
                 changed |= self._hold((0, key), _addresses(old), _addresses(new))
-        for key in changed_keys(before.pods, snapshot.pods):
+        for key in changed_keys(before.pods, snapshot.pods) if self._rules.every_pod_known else ():
             old_pod, new_pod = before.pods.get(key), snapshot.pods.get(key)
             changed |= self._hold((1, key), _ips(old_pod), _ips(new_pod))
         for key in changed_keys(before.services, snapshot.services):

@@ -27,7 +27,11 @@ class ClusterApi(ClusterObjects):
     @property
     def options(self) -> Sequence[str]:
         ranges = ("198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
-        return ("--kubeconfig", str(self._control.kubeconfig("both")), *(f"--vip-range={cidr}" for cidr in ranges))
+        return (*self.account("both"), *(f"--vip-range={cidr}" for cidr in ranges))
+
+    def account(self, name: str) -> Sequence[str]:
+        """Makes a helper one of `control_plane.ACCOUNTS`."""
+        return ("--kubeconfig", str(self._control.kubeconfig(name)))
 
     def _publish(self, key: Key, thing: Object) -> None:
         wanted = copy.deepcopy(thing)

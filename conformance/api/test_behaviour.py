@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 import pytest
@@ -14,13 +14,32 @@ from conformance.api.control_plane import ControlPlane
 from tests.testbed import traffic
 from tests.testbed.cluster import CLIENT, Cluster
 from tests.testbed.manifests import ClusterObjects, service_port
-from tests.testbed.scene import VIPS, Scene
+from tests.testbed.scene import VIPS, Helper, Scene
 
 PLACES = (("worker1", "pod1"), ("worker1", "pod2"), ("worker2", "pod3"))
 MOVED = "198.51.100.9"
+RUN_DIR, STATE_DIR = "/run/service-tunnel", "/var/lib/service-tunnel"
 
 
-@pytest.fixture(scope="module", params=["folder", "API server"])
+class ByRoles(Scene):
+    """Each role is a program and an account of its own, with just the rights that the installation gives it."""
+
+    def start_on(self, node: str, options: Sequence[str]) -> dict[str, Helper]:
+        assert isinstance(self.objects, ClusterApi)
+        run_dir = f"{RUN_DIR}-ingress"
+        own = (f"--run-dir={run_dir}", f"--state-dir={STATE_DIR}-ingress", f"--socket={run_dir}/helper.sock")
+        node_role = [*options, "--roles=node", *self.objects.account("node")]
+        if not node.startswith("ingress"):
+            return super().start_on(node, node_role)
+        name = f"{node} node role"
+        ingress_role = [*self._options, *options, "--roles=ingress", *self.objects.account("ingress"), *own]
+        found = {node: Helper(self, node, ingress_role, socket_path=f"{run_dir}/helper.sock")}
+        if (running := self.helpers.get(name)) is None or running.process.poll() is not None:
+            found[name] = Helper(self, node, [*self._options, *node_role], name)
+        return found
+
+
+@pytest.fixture(scope="module", params=["folder", "API server", "API server, roles apart"])
 def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
     with ExitStack() as stack:
 
@@ -32,7 +51,8 @@ def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
             install(control)
             return ClusterApi(control)
 
-        made = stack.enter_context(Scene(objects=in_an_api_server if request.param == "API server" else None))
+        kind = ByRoles if request.param.endswith("apart") else Scene
+        made = stack.enter_context(kind(objects=None if request.param == "folder" else in_an_api_server))
         made.apply_service()
         made.add_pods(PLACES, {"app": "web"})
         made.sync()

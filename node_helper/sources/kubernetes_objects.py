@@ -363,6 +363,7 @@ def _pod(document: _Field) -> Pod:
         host_network=spec.at("hostNetwork").flag(False),
         ports=ports,
         finished=status.at("phase").text() in _FINISHED,
+        terminating=metadata.at("deletionTimestamp").value is not None,
     )
 
 

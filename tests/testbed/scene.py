@@ -37,10 +37,14 @@ PATIENCE = float(os.environ.get("TEST_PATIENCE", "100"))
 class Helper:
     """A running `service-tunnel-helper run` on one node."""
 
-    def __init__(self, scene: Scene, node: str, options: Sequence[str]) -> None:
+    def __init__(
+        self, scene: Scene, node: str, options: Sequence[str], name: str = "", socket_path: str = SOCKET
+    ) -> None:
+        """`name`: of its log, where a node has more than one; `socket_path`: where `options` say another."""
         self.node = node
         self.host = scene.cluster.nodes[node].host
-        self.log = scene.folder_of_logs / f"{node}.log"
+        self._socket = socket_path
+        self.log = scene.folder_of_logs / f"{name or node}.log"
         with self.log.open("a") as log:
             self.process: subprocess.Popen[str] = self.host.popen(
                 sys.executable,
@@ -51,7 +55,7 @@ class Helper:
             )
 
     def ask(self, op: str, **fields: Any) -> dict[str, Any]:
-        return question(self.host.path(SOCKET), op, **fields)
+        return question(self.host.path(self._socket), op, **fields)
 
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = self.ask("status")["status"]
@@ -144,11 +148,14 @@ class Scene:
     # --- helpers ------------------------------------------------------------------------------------------
 
     def start_helpers(self, nodes: Iterable[str], options: Sequence[str] = ()) -> None:
-        nodes = list(nodes)
-        for node in nodes:
-            self.helpers[node] = Helper(self, node, [*self._options, *options])
-        for node in nodes:
-            self.wait(self.helpers[node].synced, f"the helper on {node}")
+        started = {name: helper for node in nodes for name, helper in self.start_on(node, options).items()}
+        self.helpers |= started
+        for name, helper in started.items():
+            self.wait(helper.synced, f"the helper {name}")
+
+    def start_on(self, node: str, options: Sequence[str]) -> dict[str, Helper]:
+        """Starts what runs on a node: one helper that has both roles; by the name that tests have for it."""
+        return {node: Helper(self, node, [*self._options, *options])}
 
     def helper_command(self, node: str, *arguments: str, env: Mapping[str, str] | None = None) -> str:
         """Output of `service-tunnel-helper` with these arguments on a node; raises CommandFailed.
@@ -289,6 +296,8 @@ class Scene:
     ) -> bool:
         if service is None:
             return False
+        if "ingress" not in status["roles"] and not service["endpoints"]:
+            return True  # with an API server it watches none
         usable = {str(pod.ips[0]) for pod in pods if pod.ready and not pod.terminating}
         if {e["address"] for e in service["endpoints"] if e["usable"]} != usable:
             return False

@@ -67,7 +67,8 @@ class Node:
         return attachment.read(str(self.run_dir), "pods", name, "eth0")
 
     def look(self, *services: TunnelService, pods: tuple[Pod, ...] = (), full: bool = False) -> PodRound:
-        snapshot = Snapshot(pods={pod.key: pod for pod in pods})
+        endpoints = {service.key: service.endpoints for service in services if service.endpoints}
+        snapshot = Snapshot(pods={pod.key: pod for pod in pods}, endpoints=endpoints)
         return self.keeper.look(services, ServiceIndex(services), snapshot, OTHER, full)
 
 
@@ -290,6 +291,25 @@ def test_an_endpoint_here_without_a_record_is_told_with_the_way_out(node: Node) 
     assert node.look(with_pod("done"), pods=(pod("done", finished=True),)).problems == []
     node.add("old")
     assert node.look(with_pod("old")).problems == []
+
+
+def test_a_pod_here_without_a_record_is_told_where_no_endpoints_are_watched(node: Node) -> None:
+    """As on nodes that have the role `node` alone: the Service's selector says as much."""
+    bare = replace(WEB, endpoints=())
+    old = pod("old")
+    (problem,) = node.look(bare, pods=(old,)).problems
+    assert problem.reason == "NoAttachment" and "pod shop/old, an endpoint of Service shop/web" in problem.message
+    for other in (
+        replace(old, terminating=True),
+        replace(old, finished=True),
+        replace(old, host_network=True),
+        replace(old, node="elsewhere"),
+        replace(old, ips=()),
+        replace(old, labels={"app": "another"}),
+    ):
+        assert node.look(bare, pods=(other,)).problems == []
+    node.add("old")
+    assert node.look(bare, pods=(old,)).problems == []
 
 
 def test_a_second_interface_bears_no_tunnels_and_takes_none_away(node: Node) -> None:

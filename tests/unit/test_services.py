@@ -183,6 +183,16 @@ class TestVips:
         assert why in problem.message
         assert "shop/web" in problem.message
 
+    def test_where_each_node_knows_its_own_pods_no_single_pod_takes_a_vip(self) -> None:
+        """Or that pod's ingress node would say no while the others serve the VIP; ranges say no everywhere."""
+        rules = VipRules((vip_range("10.20.0.0/16"),), True, (ip_network("10.20.99.0/24"),), (), every_pod_known=False)
+        seen = snapshot(service(tunnel="10.20.30.40,10.20.99.1"), pods=(pod("web-1", "10.20.30.40"),))
+        served, problem = only(tunnel_services(seen, rules, VXLAN_GPE))
+        assert [str(vip) for vip in served.vips] == ["10.20.30.40"]
+        assert "10.20.99.1" in problem.message
+        elsewhere = snapshot(service(tunnel="10.20.30.40,10.20.99.1"))
+        assert tunnel_services(elsewhere, rules, VXLAN_GPE).problems[0] == problem
+
     def test_the_address_of_a_finished_pod_is_free(self) -> None:
         assert vips(resolve(service(tunnel=VIP), pods=(pod("job", VIP, finished=True),))) == {"web": [VIP]}
 
