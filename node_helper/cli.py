@@ -143,7 +143,8 @@ def run(
         node=node, manifests=manifests, kubeconfig=kubeconfig, roles=roles,
         ingress_selector=ingress_selector, socket=socket_path,
         run_dir=run_dir, state_dir=state_dir, mode=mode, buckets=buckets, seed=seed, resync=resync,
-        vip_rules=VipRules(vip_range, manifests is None, pod_range, service_range, manifests is not None), metrics=metrics,
+        vip_rules=VipRules(vip_range, manifests is None, pod_range, service_range, manifests is not None),
+        metrics=metrics,
     )  # fmt: skip
     try:
         asyncio.run(Daemon(settings).run())

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from kubernetes.config import incluster_config
 
 from cni_plugin.netns import entered
 from conformance.api.control_plane import API_PORT, ControlPlane
-from node_helper.api import Api
+from node_helper.api import Api, Listing
 from node_helper.model import ObjectKey, Snapshot
 from node_helper.settings import INGRESS, NODE
 from node_helper.sources.kubernetes import KubernetesSource
@@ -120,7 +125,24 @@ def test_an_api_server_that_goes_leaves_the_last_copy_and_says_so(control: Contr
     ingress.wait(lambda snapshot: snapshot.services[WEB].annotations["cmd.nu/tunnel"] == "198.51.100.2")
 
 
-def test_what_changed_beyond_the_servers_memory_is_listed_anew(control: ControlPlane, ingress: Followed) -> None:
+@pytest.fixture
+def lists(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Lists that were answered, by the path of the client's method; a watch that goes on needs none."""
+    counted: Counter[str] = Counter()
+    listed = Listing._list
+
+    def counting(listing: Listing, wanted: dict[str, Any]) -> Any:
+        found = listed(listing, wanted)
+        counted[listing._method.__name__] += 1
+        return found
+
+    monkeypatch.setattr(Listing, "_list", counting)
+    return counted
+
+
+def test_what_changed_beyond_the_servers_memory_is_listed_anew(
+    control: ControlPlane, lists: Counter[str], ingress: Followed
+) -> None:
     """Changes by another server while ours is gone: it does not know of them one by one (410, Gone)."""
     control.apply(service("old"), service("web"))
     ingress.wait(lambda snapshot: ObjectKey("default", "old") in snapshot.services)
@@ -132,6 +154,30 @@ def test_what_changed_beyond_the_servers_memory_is_listed_anew(control: ControlP
     control.start_api()
     found = ingress.wait(lambda snapshot: ObjectKey("default", "new") in snapshot.services and not snapshot.problems)
     assert ObjectKey("default", "old") not in found.services
+    assert lists["list_service_for_all_namespaces"] >= 2, "by another list, not by the watch"
+
+
+def test_a_pod_of_the_cluster_is_its_service_account(
+    control: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without --kubeconfig: by the folder that every pod with an account has, and the variables of its environment."""
+    server = urlsplit(json.loads(control.kubeconfig("ingress").read_text())["clusters"][0]["cluster"]["server"])
+    authority = json.loads(control.kubeconfig("ingress").read_text())["clusters"][0]["cluster"]["certificate-authority"]
+    (tmp_path / "token").write_text("ingress")
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", authority)
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", server.hostname or "")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.port))
+    control.apply(service())
+    with entered(control.host.netns()):
+        source = KubernetesSource(Api.connect(None), [INGRESS], "n1")
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while WEB not in (source.read() or Snapshot()).services:
+            assert time.monotonic() < deadline, source.trouble()
+            time.sleep(0.01)
+    finally:
+        source.close()
 
 
 def test_without_rights_nothing_is_served_and_the_missing_one_is_named(control: ControlPlane) -> None:

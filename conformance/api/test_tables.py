@@ -105,6 +105,78 @@ def test_helpers_that_race_agree_after_few_writes(cluster: Cluster) -> None:
         assert len(moved) <= SIZE // len(addresses) + 1
 
 
+def test_removals_are_stored_with_few_writes_too(cluster: Cluster) -> None:
+    """And take effect without them: the others' buckets stay where they are, whatever is stored when."""
+    addresses = [f"10.244.0.{last}" for last in range(5, 11)]
+    cluster.control.apply(endpoint_slice("web-1", *addresses))
+    before = cluster.wait_converged(*addresses)
+    while len(addresses) > 2:
+        writes = cluster.writes()
+        gone = addresses.pop()
+        cluster.control.apply(endpoint_slice("web-1", *addresses))
+        after = cluster.wait_converged(*addresses)
+        assert cluster.writes() - writes <= 2
+        assert {was for was, now in zip(owners(before), owners(after), strict=True) if was != now} == {gone}
+        before = after
+
+
+def test_all_helpers_together_write_about_once_a_second(cluster: Cluster) -> None:
+    """However fast the endpoints come and go; seen from the API server: each write is another resourceVersion."""
+    writes, began = cluster.writes(), time.monotonic()
+    last = 0
+    while time.monotonic() < began + 5.0:
+        last += 1
+        cluster.control.apply(endpoint_slice("web-1", *(f"10.244.1.{n}" for n in range(1, 3 + last % 4))))
+    cluster.control.apply(endpoint_slice("web-1", "10.244.0.5", "10.244.0.6"))
+    cluster.wait_converged("10.244.0.5", "10.244.0.6")
+    seconds = time.monotonic() - began
+    assert last > seconds, "more changes than writes are allowed"
+    assert cluster.writes() - writes <= 2 + 1.5 * seconds
+
+
+def test_another_number_of_buckets_is_stored_once_and_moves_next_to_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    """One helper is told of more; the others, which have fewer, leave it at that."""
+    before, writes = cluster.stored(), cluster.writes()
+    assert before is not None
+    more = keeper(cluster.control, tmp_path / "more", 2 * SIZE)
+    try:
+        cluster.wait(lambda: (cluster.stored() or before).size == 2 * SIZE, "the larger table")
+        after = cluster.stored()
+        assert after is not None
+        moved = sum(after.owner(bucket) != before.owner(bucket // 2) for bucket in range(after.size))
+        assert moved <= 2
+        cluster.wait(lambda: all(k.reasons() == {"BucketCountDiffers"} for k in cluster.keepers), "the problem")
+        assert all(k.tables[WEB].size == SIZE for k in cluster.keepers)
+        assert cluster.writes() + more.written - writes <= 2
+    finally:
+        more.close()
+
+
+def test_more_endpoints_than_buckets_and_the_largest_table(control: ControlPlane, tmp_path: Path) -> None:
+    """The excess is told; and 4,096 buckets with 300 endpoints are far below what annotations may hold (256 KiB)."""
+    crowd = [f"10.244.{n // 200}.{n % 200 + 1}" for n in range(300)]
+    control.apply(service(**ANNOTATED), endpoint_slice("web-1", *crowd))
+    small = keeper(control, tmp_path / "small", 256)
+    try:
+        one = Cluster(control, [small])
+        table = one.wait_converged(*crowd)
+        assert small.reasons() == {"TooFewBuckets"} and "44 get no traffic" in small.problems[0].message
+        assert len(set(owners(table))) == 256
+    finally:
+        small.close()
+    large = keeper(control, tmp_path / "large", 4096)
+    try:
+        one = Cluster(control, [large])
+        one.wait(lambda: (one.stored() or table).size == 4096, "the largest table")
+        assert len(one.stored_text() or "") < 32768
+        largest = one.wait_converged(*crowd)
+        loads = [owners(largest).count(address) for address in crowd]
+        assert min(loads) == 13 and max(loads) == 14
+        assert large.reasons() == set()
+    finally:
+        large.close()
+
+
 def test_a_fresh_helper_with_an_empty_state_folder_reads_the_same_table(cluster: Cluster, tmp_path: Path) -> None:
     before, writes = cluster.stored(), cluster.writes()
     fresh = keeper(cluster.control, tmp_path / "fresh")
