@@ -32,13 +32,13 @@ NOT_IN_VM = tuple(
     for name in (
         "plugin_contract plugin_input plugin_odd_surroundings plugin_faults plugin_full_disk plugin_killed_binary "
         "plugin_many plugin_helper_away plugin_and_helper trust frozen_plugin demo testbed testbed_traffic lifecycle "
-        "bad_input overlay bench cleanup preflight operation"
+        "bad_input overlay bench cleanup preflight operation bgp"
     ).split()
 )
 """What says nothing about modes or kernels, and would take long on emulated processors: the CNI contract's many cases,
 odd paths, faults, crowds and helpers that are away, other users of the node, the plugin's build, the demo as a process,
 the testbed's own tests, the rest of the helper's life, wrong input, an overlay of another project's kind, what cleaning
-up, preflight, probes and metrics say."""
+up, preflight, probes and metrics say, and routing daemons."""
 CNI_CONTRACT = tuple(f"conformance/test_{name}.py" for name in ("contract", "chains", "peers"))
 
 

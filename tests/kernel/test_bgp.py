@@ -1,0 +1,108 @@
+"""VIPs announced by real BIRD with BFD, by the example that comes with the project."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from tests.testbed import traffic
+from tests.testbed.bird import Routing, dead
+from tests.testbed.holding import Held
+from tests.testbed.scene import VIPS, Scene
+
+PLACES = (("worker1", "pod1"), ("worker1", "pod2"), ("worker2", "pod3"))
+BOTH = {"ingress1", "ingress2"}
+
+
+@pytest.fixture(scope="module")
+def routed() -> Iterator[tuple[Scene, Routing]]:
+    with Scene(rp_filter=1) as scene:
+        scene.apply_service()
+        for vip in VIPS.values():
+            scene.cluster.withdraw(vip)
+        scene.add_pods(PLACES, {"app": "web"})
+        scene.sync()
+        scene.settle()
+        with Routing(scene.cluster) as routing:
+            yield scene, routing
+
+
+@pytest.fixture
+def all_announce(routed: tuple[Scene, Routing]) -> tuple[Scene, Routing]:
+    announced_by(routed, BOTH)
+    return routed
+
+
+def announced_by(routed: tuple[Scene, Routing], nodes: set[str]) -> None:
+    scene, routing = routed
+    scene.wait(lambda: all(routing.paths(vip) == nodes for vip in VIPS.values()), f"VIPs by way of {nodes or 'nobody'}")
+
+
+def test_vips_and_nothing_else_are_announced(all_announce: tuple[Scene, Routing]) -> None:
+    scene, routing = all_announce
+    for node in BOTH:
+        scene.cluster.nodes[node].host.run("ip", "route", "add", "203.0.113.77/32", "dev", "svctun", "proto", "50")
+    assert routing.learned() == set(VIPS.values())
+    for vip in VIPS.values():
+        assert scene.cluster.client.call(traffic.ask_tcp, vip, 8080).name
+
+
+def test_a_node_that_drains_is_announced_no_more_and_goes_on_forwarding(all_announce: tuple[Scene, Routing]) -> None:
+    scene, _ = all_announce
+    with Held(scene.cluster.client, VIPS[4], 8080, 100) as held:
+        scene.helper_command("ingress1", "drain")
+        announced_by(all_announce, {"ingress2"})
+        routes = scene.cluster.nodes["ingress1"].host.run("ip", "route", "show", VIPS[4]).stdout
+        assert "proto 117" in routes
+        # Whoever still sends his packets there is served.
+        scene.cluster.announce(VIPS[4], ["ingress1"])
+        assert scene.cluster.client.call(traffic.ask_tcp, VIPS[4], 8080).name
+        scene.cluster.withdraw(VIPS[4])
+        scene.helper_command("ingress1", "undrain")
+        announced_by(all_announce, BOTH)
+        assert held.report().lost == 0
+
+
+def test_a_service_without_usable_endpoints_is_announced_by_nobody(all_announce: tuple[Scene, Routing]) -> None:
+    scene, _ = all_announce
+    pods = scene.cluster.pods
+    for pod in pods:
+        pod.ready = False
+    scene.sync()
+    announced_by(all_announce, set())
+    for pod in pods:
+        pod.ready = True
+    scene.sync()
+    announced_by(all_announce, BOTH)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_end_of_a_helper_withdraws_nothing(all_announce: tuple[Scene, Routing], number: signal.Signals) -> None:
+    scene, routing = all_announce
+    helper = scene.helpers["ingress1"]
+    helper.process.send_signal(number)
+    helper.process.wait(20)
+    try:
+        assert all(routing.paths(vip) == BOTH for vip in VIPS.values())
+        for vip in VIPS.values():
+            assert scene.cluster.client.call(traffic.ask_tcp, vip, 8080).name
+    finally:
+        scene.start_helpers(["ingress1"])
+
+
+def test_a_node_that_is_suddenly_dead_is_out_by_bfd_and_costs_no_connection(
+    all_announce: tuple[Scene, Routing],
+) -> None:
+    """Its links stay up, as behind a switch: nothing but BFD tells."""
+    scene, routing = all_announce
+    node = scene.cluster.nodes["ingress1"]
+    with Held(scene.cluster.client, VIPS[4], 8080, 300) as held:
+        assert held.report().kept == 300
+        with dead(node.host):
+            scene.wait(lambda: all(routing.paths(vip) == {"ingress2"} for vip in VIPS.values()), "BFD")
+            scene.wait(lambda: held.report().kept == 300, "all connections by way of the other node")
+        announced_by(all_announce, BOTH)
+        report = held.report()
+        assert (report.lost, report.moved) == (0, 0)
