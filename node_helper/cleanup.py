@@ -46,7 +46,7 @@ def clean(run_dir: Path, state_dir: Path, say: Callable[[str], None]) -> list[st
             continue
         say(f"tunnels of pod {record.namespace}/{record.name}")
         try:
-            pod.clear(record.netns, record.interface, record.tunnels)
+            pod.clear(record.netns, record.interface, record.tunnels, record.inode)
             attachment.write(str(run_dir), record.replace(tunnels=record.tunnels.replace(tunnels=(), sources=())))
         except (pod.PodError, OSError) as error:
             failures.append(f"pod {record.namespace}/{record.name}: {error}")

@@ -18,6 +18,7 @@ from cni_plugin.tunnel import VXLAN_GPE
 from tests.kernel.interruption import everywhere, sites
 from tests.kernel.test_plugin_killed_binary import STRACE, BinarySite
 from tests.testbed.cni import plugin_binary
+from tests.testbed.scene import PATIENCE
 
 REFUSED = (
     *("openat", "read", "write", "rename", "unlink", "mkdir", "stat,newfstatat", "lstat", "fstat", "getdents64"),
@@ -93,6 +94,7 @@ def wrong_with(verb: str, status: int, output: bytes) -> str:
     return ""
 
 
+@pytest.mark.timeout(6 * PATIENCE)
 @pytest.mark.parametrize("verb", CODES)
 def test_a_refused_system_call_leads_to_an_error_that_fits(several: list[BinarySite], verb: str) -> None:
     present = verb not in ("ADD", "STATUS")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from cni_plugin import attachment
 from cni_plugin.attachment import ADDING, READY, Attachment
@@ -266,6 +267,26 @@ def test_a_standalone_network_of_the_same_pod_keeps_its_tunnels(node: Node) -> N
     node.look(WEB, pods=(pod(),))
     (configured,) = node.configured
     assert configured == (NETNS, "eth0", PodTunnels(WANTED.tunnels + own.tunnels))
+    record = node.record()
+    assert record is not None and record.tunnels == WANTED
+
+
+def test_what_a_running_pod_cannot_have_is_logged_once_and_is_no_problem(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure = node.configure
+
+    def without_ipv6(*arguments: Any) -> list[str]:
+        arguments[-1]("VIP 2001:db8::7 is left out: IPv6 is disabled in the pod")
+        return configure(*arguments)
+
+    monkeypatch.setattr("cni_plugin.pod.configure", without_ipv6)
+    node.add()
+    with capture_logs() as logs:
+        assert node.look(WEB, pods=(pod(),)).problems == []
+        assert node.look(WEB, pods=(pod(),), full=True).problems == []
+    assert [(line["pod"], line["log_level"]) for line in logs] == [("shop/web-1", "warning")]
+    assert "2001:db8::7 is left out" in logs[0]["warning"]
     record = node.record()
     assert record is not None and record.tunnels == WANTED
 
