@@ -2,7 +2,8 @@
 
 The helper's source is fed with objects as informers feed it from an API server, without the server; all else is the
 helper as it runs, its router is a namespace, and what is measured ends with the kernel's own notice of the change.
-Run in a network and mount namespace of its own: `python -m tests.bench.one_node SERVICES REMOVALS SECONDS`.
+Run in a network and mount namespace of its own: `python -m tests.bench.one_node SERVICES REMOVALS IDLE FLOOD`,
+the last two in seconds.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ ENDPOINTS = 5
 BUCKETS = 256
 NODE, ADDRESS = "node5", "192.0.2.6"
 ROUTER = "/run/netns/service-tunnel"
+LOOKS = 10
+"""Removals that judge a flood; their Services take no other part in it."""
 LIMIT = 60.0
 """Seconds to wait for one change."""
 _NEXTHOP_GROUP, _ROUTE_GROUP = 32, 7
@@ -228,15 +231,19 @@ class World:
             part = ip_address(vip(number)).packed
             return listener.until(rtnl.NEW_ROUTE, part, BUCKETS // ENDPOINTS) - began
 
-    def flood(self, seconds: float, rate: int = 100) -> float:
-        """Seconds that the kernel needs for the last of so many changes a second."""
+    def flood(self, seconds: float, rate: int = 100) -> list[float]:
+        """What removals take, spread over so many seconds of so many changes a second, the last at the end."""
         begin = time.monotonic()
+        looks: list[float] = []
+        rest = self.services - LOOKS
         for count in range(int(seconds * rate)):
-            number = count % (self.services - 1) + 1
-            gone = count // (self.services - 1) % 2 == 0
+            number = LOOKS + count % rest
+            gone = count // rest % 2 == 0
             time.sleep(max(0.0, begin + count / rate - time.monotonic()))
             self.put(number, range(1 if gone else 0, ENDPOINTS))
-        return self.removal(0)
+            if (count + 1) / (seconds * rate) >= (len(looks) + 1) / LOOKS:
+                looks.append(self.removal(len(looks)))
+        return looks
 
 
 def memory() -> float:
@@ -244,7 +251,13 @@ def memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def main(services: int, changes: int, seconds: float) -> dict[str, list[float]]:
+def processor_seconds() -> float:
+    """Of this process and of the programs that it ran."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def main(services: int, changes: int, idle: float, flood: float) -> dict[str, list[float]]:
     folder = Path("/run/bench")
     folder.mkdir(parents=True)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
@@ -259,14 +272,14 @@ def main(services: int, changes: int, seconds: float) -> dict[str, list[float]]:
     for number in range(min(changes, services)):
         found["addition"].append(world.addition(number % services))
         time.sleep(0.05)
-    before, began = time.process_time(), time.monotonic()
-    time.sleep(seconds)
-    found["idle-cpu"] = [100 * (time.process_time() - before) / (time.monotonic() - began)]
-    found["flood"] = [world.flood(seconds)]
+    before, began = processor_seconds(), time.monotonic()
+    time.sleep(idle)
+    found["idle-cpu"] = [100 * (processor_seconds() - before) / (time.monotonic() - began)]
+    found["flood"] = world.flood(flood)
     found["memory"] = [memory()]
     world.stop()
     return found
 
 
 if __name__ == "__main__":
-    json.dump(main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])), sys.stdout)
+    json.dump(main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])), sys.stdout)
