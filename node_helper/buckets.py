@@ -16,7 +16,7 @@ Two operations, both pure, so every node that sees the same gets the same:
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 MAX_SIZE = 4096
@@ -129,12 +129,6 @@ def with_stacks(table: BucketTable, stacks: Sequence[tuple[str, ...]]) -> Bucket
     return replace(table, previous=tuple(layers), former=former)
 
 
-def forget(table: BucketTable, gone: Callable[[int, str], bool]) -> BucketTable:
-    """The table without the previous owners of which `gone(bucket, name)` is true."""
-    stacks = [tuple([n for n in stack if not gone(b, n)]) for b, stack in enumerate(table.stacks())]
-    return with_stacks(table, stacks)
-
-
 def effective(table: BucketTable, usable: Collection[str]) -> tuple[str | None, ...]:
     """The endpoint to program for each bucket while just `usable` endpoints can take traffic.
 
@@ -156,15 +150,18 @@ def valid_size(size: int) -> bool:
 
 
 def resized(table: BucketTable, size: int) -> BucketTable:
-    """The same owners in more or fewer buckets; what else a table says is of the old buckets.
+    """The same owners, and those before them, in more or fewer buckets.
 
     With more, which split the old ones, every flow keeps its endpoint: HMARK scales by the hash's high bits. With
-    fewer each gets the owner of the first that it takes in.
+    fewer each gets the owner of the first that it takes in; the others' owners are previous ones then.
     """
     if table.size == size:
         return table
     owners = tuple([table.owners[bucket * table.size // size] for bucket in range(size)])
-    return BucketTable(table.uid, size, table.endpoints, owners)
+    has, stacks = _history(table, size)
+    for bucket, stack in enumerate(stacks):
+        stacks[bucket] = tuple(dict.fromkeys([name for name in stack if name != has[bucket]]))[:PREVIOUS_OWNERS]
+    return with_stacks(BucketTable(table.uid, size, table.endpoints, owners, away=table.away), stacks)
 
 
 def _history(table: BucketTable, size: int) -> tuple[tuple[str | None, ...], list[tuple[str, ...]]]:

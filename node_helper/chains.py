@@ -63,7 +63,7 @@ def chains(
 
 
 def lines(table: BucketTable, usable: Collection[str], local: Collection[str] | None = None) -> frozenset[Chain]:
-    """Owner and chain of every bucket that has a chain, by the table alone and by who is usable now.
+    """Owner and chain of every bucket that has a chain, by the table alone and by who is usable now, if any is.
 
     Both, since ingress nodes do not all hear at the same moment who is usable. Those who exist no more are in them,
     until they have gone from the table.
@@ -71,7 +71,7 @@ def lines(table: BucketTable, usable: Collection[str], local: Collection[str] | 
     names = {*table.endpoints, *table.former, *usable}
     present = frozenset(table.endpoints).difference(table.away)
     found = set()
-    for able in (present, usable):
+    for able in (present, usable) if usable else (present,):
         owners = effective(table, able if local is None else set(able).intersection(local))
         for owner, chain in zip(owners, chains(table, owners, names, local), strict=True):
             if owner is not None and chain:

@@ -113,6 +113,8 @@ def _endpoint(_: click.Context, __: click.Parameter, value: str | None) -> tuple
 @click.option("--buckets", type=int, default=256, show_default=True, callback=_power_of_two, help="Buckets per VIP.")
 @click.option("--seed", type=click.IntRange(0, 0xFFFFFFFF), default=Settings.__dataclass_fields__["seed"].default,
               show_default=True, help="HMARK's; the same on all ingress nodes.")  # fmt: skip
+@click.option("--drain-time", type=click.FloatRange(min=1), default=3600.0, show_default=True,
+              help="Seconds for which connections of buckets that moved are handed on to who had them.")  # fmt: skip
 @click.option("--resync", type=click.FloatRange(min=0.1), default=30.0, show_default=True,
               help="Seconds between comparisons of everything with the kernel.")  # fmt: skip
 @click.option("--vip-range", multiple=True, callback=_ranges, metavar="CIDR[=NAMESPACE,…]",
@@ -127,7 +129,8 @@ def _endpoint(_: click.Context, __: click.Parameter, value: str | None) -> tuple
 def run(
     manifests: Path | None, kubeconfig: Path | None, node: str, roles: frozenset[str],
     ingress_selector: tuple[tuple[str, str], ...],
-    socket_path: Path, run_dir: Path, state_dir: Path, mode: str, buckets: int, seed: int, resync: float,
+    socket_path: Path, run_dir: Path, state_dir: Path, mode: str, buckets: int, seed: int, drain_time: float,
+    resync: float,
     vip_range: tuple[Any, ...], pod_range: tuple[Any, ...], service_range: tuple[Any, ...],
     metrics: tuple[str, int] | None, log_format: str, log_level: str,
 ) -> None:  # fmt: skip
@@ -142,7 +145,8 @@ def run(
     settings = Settings(
         node=node, manifests=manifests, kubeconfig=kubeconfig, roles=roles,
         ingress_selector=ingress_selector, socket=socket_path,
-        run_dir=run_dir, state_dir=state_dir, mode=mode, buckets=buckets, seed=seed, resync=resync,
+        run_dir=run_dir, state_dir=state_dir, mode=mode, buckets=buckets, seed=seed,
+        drain_time=drain_time, resync=resync,
         vip_rules=VipRules(vip_range, manifests is None, pod_range, service_range, manifests is not None),
         metrics=metrics,
     )  # fmt: skip
@@ -195,6 +199,9 @@ def show_trace(
     click.echo(f"  endpoint  {found['endpoint']} {found['pod'] and '(pod ' + found['pod'] + ')'}")
     if found["stored_owner"] != found["endpoint"]:
         click.echo(f"  stored    {found['stored_owner']} (not usable from here: falls to the endpoint above)")
+    if previous := found.get("previous_owners"):  # a helper that runs since before an upgrade has none
+        whom = f"connections that {found['endpoint']} does not know go on to {', then '.join(previous)}"
+        click.echo(f"  before    {', '.join(previous)} (moved lately: {whom})")
     if found["route"]:
         via = f" via {found['route']['gateway']}" if found["route"]["gateway"] else ""
         click.echo(f"  route     {found['route']['device']}{via}, path MTU {found['route']['mtu']}")

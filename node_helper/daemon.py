@@ -313,7 +313,7 @@ class Daemon:
             # In a namespace with tunnels it pays to wait for the pod to appear; elsewhere it would only delay.
             tunnelled = any(service.key.namespace == namespace for service in result.services)
             return UNKNOWN if tunnelled else NONE, None
-        wanted = pod_tunnels(result.index, result.snapshot, found)
+        wanted = pod_tunnels(result.index, result.snapshot, found, result.handovers)
         if not wanted.tunnels:
             return NONE, None
         assert self._reconciler is not None

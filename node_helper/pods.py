@@ -18,6 +18,7 @@ from cni_plugin.attachment import Attachment
 from cni_plugin.tunnel import NOTHING, PodTunnels
 from node_helper.model import ObjectKey, Problem, Snapshot
 from node_helper.plan.attachments import bears_tunnels, find_pod, pod_tunnels
+from node_helper.plan.handovers import Handovers
 from node_helper.service_index import ServiceIndex
 from node_helper.services import TunnelService
 
@@ -50,7 +51,13 @@ class PodKeeper:
         return attachment.read_all(self._run_dir)
 
     def look(
-        self, services: Sequence[TunnelService], index: ServiceIndex, snapshot: Snapshot, node: str, full: bool
+        self,
+        services: Sequence[TunnelService],
+        index: ServiceIndex,
+        snapshot: Snapshot,
+        handovers: Handovers,
+        node: str,
+        full: bool,
     ) -> PodRound:
         """Configures pods whose wanted tunnels changed; with `full` compares every pod with its netns.
 
@@ -68,7 +75,7 @@ class PodKeeper:
             if not (record.standalone or bears_tunnels(record.container, record.interface, interfaces)):
                 self._hand_over(record)
                 continue
-            wanted = self._wanted(record, index, snapshot)
+            wanted = self._wanted(record, index, snapshot, handovers)
             if wanted.tunnels:
                 result.tunnelled_ips.update(record.ips)
             # While ADD runs the pod is the plugin's; its end is a change of the record, which brings us here again.
@@ -90,12 +97,12 @@ class PodKeeper:
         return result
 
     @staticmethod
-    def _wanted(record: Attachment, index: ServiceIndex, snapshot: Snapshot) -> PodTunnels:
+    def _wanted(record: Attachment, index: ServiceIndex, snapshot: Snapshot, handovers: Handovers) -> PodTunnels:
         if record.standalone:
             return record.tunnels
         found = find_pod(snapshot, record.namespace, record.name)
         # A pod that left the source keeps what it has until its DEL: it may still be answering clients.
-        return record.tunnels if found is None else pod_tunnels(index, snapshot, found)
+        return record.tunnels if found is None else pod_tunnels(index, snapshot, found, handovers)
 
     def _forget_if_gone(self, record: Attachment) -> bool:
         """Removes the record of a pod whose namespace is gone (the node crashed, the runtime's state was lost)."""

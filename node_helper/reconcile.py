@@ -18,13 +18,14 @@ from node_helper.metrics import Metrics
 from node_helper.model import Node, ObjectKey, Problem, Snapshot
 from node_helper.plan.attachments import tunnel_sources
 from node_helper.plan.changes import RouterChanges, after, router_changes
+from node_helper.plan.handovers import HandoverPlanner, Handovers
 from node_helper.plan.ingress import IngressPlanner, all_vips
 from node_helper.plan.state import HostFacts, HostWanted, RouterPresent, RouterWanted, Senders
 from node_helper.pods import PodKeeper, PodRound
 from node_helper.service_index import ServiceIndex
 from node_helper.services import Resolver, TunnelService
 from node_helper.settings import INGRESS, NODE, Settings, draining_mark, has_labels
-from node_helper.tables import TableKeeper, TableRound
+from node_helper.tables import TableKeeper, TableReader, TableRound
 
 _UNKNOWN_NODE = (
     "there is no Node {0}, so nobody knows whether it is an ingress node: add its Node object, name the right one with "
@@ -56,6 +57,7 @@ class Round:
     problems: tuple[Problem, ...]
     ingress: bool
     draining: bool
+    handovers: Handovers = field(default_factory=dict)
     pods_changed: Mapping[str, list[str]] = field(default_factory=dict)
     attachments: int = 0
     route_changes: int = 0
@@ -83,7 +85,11 @@ class Reconciler:
         self._resolver = Resolver(settings.vip_rules, settings.mode)
         self._index = ServiceIndex()
         self._planner = IngressPlanner(settings.node, settings.buckets, settings.seed)
-        self._tables = TableKeeper(store, FolderBucketStore(settings.state_dir), settings.buckets)
+        self._tables = TableKeeper(
+            store, FolderBucketStore(settings.state_dir), settings.buckets, drain_time=settings.drain_time
+        )
+        self._stored = TableReader(store)
+        self._handovers = HandoverPlanner(settings.node)
         self._pods = PodKeeper(settings.run_dir)
         self._present: RouterPresent | None = None
         self._ground: object = None
@@ -116,6 +122,12 @@ class Reconciler:
         ingress = self._is_ingress(node)
         draining = draining_mark(settings.state_dir).exists()
         pods = PodRound()
+        handovers: Handovers = {}
+        local = self._handovers.local(resolution.services, index, snapshot.pods) if NODE in settings.roles else {}
+        if ingress:
+            tables = self._tables.look(resolution.services, snapshot)
+        else:
+            tables = TableRound(self._stored.read([s for s in resolution.services if s.key in local]))
         if INGRESS in settings.roles and settings.ingress_selector and node is None:
             problems.append(self._problem("UnknownNode", _UNKNOWN_NODE.format(settings.node)))
         if NODE in settings.roles:
@@ -123,8 +135,9 @@ class Reconciler:
                 self._note_namespaces(resolution.services)
             except OSError as error:
                 problems.append(self._problem("StateNotWritten", f"{settings.state_dir} cannot be written: {error}"))
-            pods = self._pods.look(resolution.services, index, snapshot, settings.node, full)
-        tables = self._tables.look(resolution.services, snapshot) if ingress else TableRound()
+            # Before the router sends by the same tables: a pod that is told too late ends connections.
+            handovers = self._handovers.plan(resolution.services, tables.tables, local)
+            pods = self._pods.look(resolution.services, index, snapshot, handovers, settings.node, full)
         endpoints = self._planner.endpoints(resolution.services) if ingress else frozenset()
         facts = self._facts.read(node, endpoints | pods.tunnelled_ips, self.news.take(), full)
         router: RouterWanted | None = None
@@ -155,6 +168,7 @@ class Reconciler:
             problems=tuple(sorted({*problems, *tables.problems, *pods.problems})),
             ingress=ingress,
             draining=draining,
+            handovers=handovers,
             pods_changed=pods.changed,
             attachments=pods.attachments,
             route_changes=changes.route_count(),

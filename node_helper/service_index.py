@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from cni_plugin.tunnel import Remap, Tunnel
+from node_helper.chains import NO_HANDOVER, Handover
 from node_helper.model import ObjectKey, Pod, changed_keys
 from node_helper.remaps import remaps_of
 from node_helper.services import TunnelService
@@ -82,16 +83,37 @@ def _change(
             index.pop(key, None)
 
 
-def tunnels_for_pod(services: Iterable[TunnelService] | ServiceIndex, pod: Pod) -> tuple[Tunnel, ...]:
+def tunnels_for_pod(
+    services: Iterable[TunnelService] | ServiceIndex,
+    pod: Pod,
+    handovers: Mapping[ObjectKey, Mapping[str, Handover]] | None = None,
+) -> tuple[Tunnel, ...]:
     """What a pod is to have; nothing for pods of the host's network and finished ones.
 
-    For many pods make one `ServiceIndex` and hand that in.
+    For many pods make one `ServiceIndex` and hand that in. `handovers`: by Service and endpoint.
     """
     index = services if isinstance(services, ServiceIndex) else ServiceIndex(services)
-    return tuple(
-        Tunnel(tuple(map(str, service.vips)), service.mode, remaps_for(service, pod))
-        for service in index.in_front_of(pod)
-    )
+    tunnels = []
+    for service in index.in_front_of(pod):
+        handover = _handover(service, pod, (handovers or {}).get(service.key, {}))
+        vips, remaps = tuple(map(str, service.vips)), remaps_for(service, pod)
+        tunnels.append(Tunnel(vips, service.mode, remaps, handover.hand_ons, handover.peers))
+    return tuple(tunnels)
+
+
+def _handover(service: TunnelService, pod: Pod, handovers: Mapping[str, Handover]) -> Handover:
+    if handovers:
+        # Its endpoint says what the pod itself may not say yet; a helper of role node sees no endpoints.
+        own = [str(endpoint.address) for endpoint in service.endpoints if endpoint.pod == pod.key]
+        for name in (*own, table_name(pod)):
+            if name is not None and (found := handovers.get(name)) is not None:
+                return found
+    return NO_HANDOVER
+
+
+def table_name(pod: Pod) -> str | None:
+    """By which name bucket tables know the pod: its first address, IPv4 before IPv6; None before it has one."""
+    return next((str(address) for address in sorted(pod.ips, key=lambda address: address.version)), None)
 
 
 def remaps_for(service: TunnelService, pod: Pod) -> tuple[Remap, ...]:

@@ -41,6 +41,8 @@ class Settings:
     buckets: int = 256
     seed: int = 0x7475_6E6C
     """Of HMARK: the same on all ingress nodes, or they send one flow to different pods."""
+    drain_time: float = 3600.0
+    """Seconds for which connections of a bucket that moved are handed on to its previous owner."""
     resync: float = 30.0
     """Seconds between two comparisons of everything with the kernel."""
     vip_rules: VipRules = field(default_factory=VipRules)

@@ -11,7 +11,7 @@ from typing import Any
 from cni_plugin import __version__
 from node_helper.buckets import effective
 from node_helper.model import Node
-from node_helper.plan.ingress import reachable
+from node_helper.plan.ingress import bucket_chains, reachable
 from node_helper.plan.state import ANNOUNCED, FORWARDED
 from node_helper.problem_history import Occurrence, ProblemTimes
 from node_helper.reconcile import Round
@@ -95,10 +95,13 @@ def _totals(result: Round) -> dict[str, int]:
 
 def _service(service: TunnelService, result: Round, settings: Settings) -> dict[str, Any]:
     owners: Counter[str] = Counter()
+    moves: Counter[tuple[str, str]] = Counter()
     table = result.tables.get(service.key)
     if table is not None and result.ingress:
-        usable = reachable(service, result.facts, settings.node)
-        owners.update(owner for owner in effective(table, usable) if owner is not None)
+        programmed = effective(table, reachable(service, result.facts, settings.node))
+        owners.update(owner for owner in programmed if owner is not None)
+        chains = bucket_chains(service, table, programmed, result.facts, settings.node)
+        moves.update((chain[0], owner) for owner, chain in zip(programmed, chains, strict=True) if owner and chain)
     vips, served = [str(vip) for vip in service.vips], result.host.served
     return {
         "name": str(service.key),
@@ -118,6 +121,7 @@ def _service(service: TunnelService, result: Round, settings: Settings) -> dict[
             }
             for endpoint in service.endpoints
         ],
+        "moves": [[before, now, number] for (before, now), number in sorted(moves.items())],
     }
 
 

@@ -131,6 +131,8 @@ def _service(service: Mapping[str, Any], shown: Mapping[str, Any]) -> Iterator[s
         place = " on ".join(filter(None, (endpoint["pod"], endpoint["node"])))
         rows.append(("", *filter(None, (endpoint["address"], share, state)), place))
     yield from _table(rows)
+    for before, now, number in service.get("moves", ()):
+        yield f"  {number} {'bucket' if number == 1 else 'buckets'} moved lately from {before} to {now}"
 
 
 def _problems(title: str, problems: Sequence[Mapping[str, Any]], now: datetime, all_of_it: bool) -> Iterator[str]:

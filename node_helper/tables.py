@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from node_helper.bucket_store import BucketStore, BucketStoreError, FolderBucketStore
 from node_helper.bucket_text import BucketTableError, NewerTable, decode, encode
 from node_helper.buckets import BucketTable, rebalance, resized
 from node_helper.model import ObjectKey, Problem, Snapshot
+from node_helper.move_ages import MoveAges
 from node_helper.services import TUNNEL_BUCKETS, TunnelService
 
 WRITE_INTERVAL = 1.0
@@ -61,6 +63,30 @@ class _Asked:
     """When any table of the Service was asked for first."""
 
 
+class TableReader:
+    """The stored tables as they are, for a helper that writes none: pods are to know what ingress nodes send."""
+
+    def __init__(self, store: BucketStore) -> None:
+        self._store = store
+        self._known: dict[ObjectKey, tuple[str, BucketTable]] = {}
+
+    def read(self, services: Iterable[TunnelService]) -> dict[ObjectKey, BucketTable]:
+        """The very object of the last time where the text is the same; the last good one where there is none."""
+        before, self._known = self._known, {}
+        for service in services:
+            known = before.get(service.key)
+            if known is not None and known[1].uid != service.uid:
+                known = None
+            # What is wrong with the store or a table is told by the helpers that write.
+            with suppress(BucketStoreError, BucketTableError):
+                text = self._store.read(service.key)
+                if text is not None and (known is None or known[0] != text):
+                    known = text, decode(text, service.uid)
+            if known is not None:
+                self._known[service.key] = known
+        return {key: table for key, (_, table) in self._known.items()}
+
+
 class TableKeeper:
     """Keeps this node's view of the stored tables.
 
@@ -75,7 +101,9 @@ class TableKeeper:
         local: FolderBucketStore,
         size: int,
         clock: Callable[[], float] = time.monotonic,
+        drain_time: float = 3600.0,
     ) -> None:
+        """`drain_time`: seconds after which a bucket's previous owner is forgotten."""
         self._store = store
         self._local = local
         self._size = size
@@ -92,6 +120,8 @@ class TableKeeper:
         """When it came there."""
         self._copies: set[ObjectKey] | None = None
         """What the state folder has tables of; None before it was looked at."""
+        self._drain_time = drain_time
+        self._ages: dict[ObjectKey, MoveAges] = {}
 
     def look(self, services: Iterable[TunnelService], snapshot: Snapshot) -> TableRound:
         """The table of each Service, stored anew where the endpoints changed and it is time to.
@@ -100,21 +130,31 @@ class TableKeeper:
         """
         result = TableRound()
         seen = set()
+        now = self._clock()
         for service in services:
             key = service.key
             seen.add(key)
             settled = self._settled.get(key)
-            if settled is not None and settled.service is service and self._text(service) == settled.text:
+            due = self._ages[key].due() if key in self._ages else None
+            same = settled is not None and settled.service is service and self._text(service) == settled.text
+            if settled is not None and same and (due is None or now < due):
                 result.tables[key] = self._applied[key]
                 result.problems += settled.problems
+                if due is not None:
+                    result.wait(due - now)
                 continue
             annotation = snapshot.services[key].annotations.get(TUNNEL_BUCKETS)
             self._settled.pop(key, None)
             table = self._one(service, annotation, result)
             if table is not None:
                 result.tables[key] = self._apply(service, table, result)
+                ages = self._ages_of(key)
+                ages.follow(self._last[key], now)
+                if (due := ages.due()) is not None:
+                    result.wait(max(0.0, due - now))
         for key in self._last.keys() - seen:
             del self._last[key], self._applied[key]
+            self._ages.pop(key, None)
             self._written_at.pop(key, None)
             self._settled.pop(key, None)
             self._seen.pop(key, None)
@@ -152,6 +192,9 @@ class TableKeeper:
             )
             yield _problem(service, "TooFewBuckets", message)
 
+    def _ages_of(self, key: ObjectKey) -> MoveAges:
+        return self._ages.setdefault(key, MoveAges(self._drain_time))
+
     def _text(self, service: TunnelService) -> str | None:
         """What is stored; None also where the store cannot be read, which `_one` will find out and tell."""
         try:
@@ -178,7 +221,7 @@ class TableKeeper:
                 if service.key in self._seen:
                     self._written_at[service.key] = now
                 self._seen[service.key] = text
-            stored = found or self._fallback(service, annotation)
+            stored = self._without_old(service, found or self._fallback(service, annotation))
             asked = self._asked.get(service.key)
             if asked is not None and asked.service is service and asked.text == text:
                 wanted: BucketTable | None = asked.wanted
@@ -243,8 +286,16 @@ class TableKeeper:
 
     def _without_store(self, service: TunnelService, annotation: str | None) -> BucketTable | None:
         """Nothing can be stored: what this node had, kept up for itself; a fresh table is everywhere the same."""
-        table = self._fallback(service, annotation)
+        table = self._without_old(service, self._fallback(service, annotation))
         return self._next(service, table, table)
+
+    def _without_old(self, service: TunnelService, table: BucketTable | None) -> BucketTable | None:
+        """Without previous owners whose time is over."""
+        if table is None:
+            return None
+        ages, now = self._ages_of(service.key), self._clock()
+        ages.follow(table, now)
+        return ages.without_old(table, now)
 
     def _fallback(self, service: TunnelService, annotation: str | None) -> BucketTable | None:
         """The last table applied here, in memory or in the state folder, or the one in the Service's own YAML."""

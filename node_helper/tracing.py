@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from node_helper.buckets import BucketTable, effective
+from node_helper.chains import chain_id
 from node_helper.hmark import Flow, bucket
 from node_helper.model import ObjectKey
-from node_helper.plan.ingress import reachable
+from node_helper.plan.ingress import bucket_chains, reachable
 from node_helper.plan.state import FIRST_TABLE, HostFacts
 from node_helper.services import TunnelService
 
@@ -34,7 +35,9 @@ def trace(
     if table is None or not usable:
         raise LookupError(f"Service {service.key} has no usable endpoint that {node} can reach")
     number = bucket(flow, buckets, seed, addresses_only=service.affinity)
-    endpoint = effective(table, usable)[number]
+    owners = effective(table, usable)
+    endpoint = owners[number]
+    previous = bucket_chains(service, table, owners, facts, node)[number]
     stored = table.owner(number)
     pods = {str(e.address): str(e.pod or "") for e in service.endpoints}
     path = facts.paths.get(endpoint or "")
@@ -47,5 +50,7 @@ def trace(
         "endpoint": endpoint,
         "pod": pods.get(endpoint or "", ""),
         "stored_owner": stored,
+        "previous_owners": list(previous),
+        "tunnel_id": chain_id(previous),
         "route": None if path is None else {"device": path.device, "mtu": path.mtu, "gateway": path.gateway},
     }

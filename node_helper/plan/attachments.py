@@ -6,13 +6,16 @@ from collections.abc import Collection, Iterable
 
 from cni_plugin.tunnel import FIRST_INTERFACE, PodTunnels, Tunnel
 from node_helper.model import Node, ObjectKey, Pod, Snapshot
+from node_helper.plan.handovers import Handovers
 from node_helper.service_index import ServiceIndex, tunnels_for_pod
 from node_helper.services import TunnelService
 
 
-def pod_tunnels(services: Iterable[TunnelService] | ServiceIndex, snapshot: Snapshot, pod: Pod) -> PodTunnels:
+def pod_tunnels(
+    services: Iterable[TunnelService] | ServiceIndex, snapshot: Snapshot, pod: Pod, handovers: Handovers | None = None
+) -> PodTunnels:
     """All tunnels of a pod and the outer addresses from which it accepts encapsulated packets."""
-    tunnels: tuple[Tunnel, ...] = tunnels_for_pod(services, pod)
+    tunnels: tuple[Tunnel, ...] = tunnels_for_pod(services, pod, handovers)
     if not tunnels:
         return PodTunnels()
     return PodTunnels(tunnels, tunnel_sources(snapshot.nodes.values()))

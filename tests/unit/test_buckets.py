@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from node_helper import buckets
-from node_helper.buckets import NOBODY, PREVIOUS_OWNERS, BucketTable, effective, forget, fresh, in_use, rebalance
+from node_helper.buckets import NOBODY, PREVIOUS_OWNERS, BucketTable, effective, fresh, in_use, rebalance, resized
 from tests.unit.bucket_histories import SETS, SIZES, UID, foreign_made, histories, owners_of
 
 
@@ -246,12 +246,10 @@ def test_buckets_that_are_split_keep_their_past_and_merged_ones_remember_each_ot
     assert merged.stack(0) == tuple({A, B} - {merged.owner(0)})
 
 
-@settings(deadline=None)
-@given(histories(), st.data())
-def test_what_is_to_be_forgotten_is_and_nothing_else(table: BucketTable, data: st.DataObject) -> None:
-    past = [(bucket, name) for bucket, stack in enumerate(table.stacks()) for name in stack]
-    gone = data.draw(st.sets(st.sampled_from(past))) if past else set()
-    after = forget(table, lambda bucket, name: (bucket, name) in gone)
-    assert [(b, n) for b, stack in enumerate(after.stacks()) for n in stack] == [p for p in past if p not in gone]
-    assert (after.endpoints, after.owners, after.away) == (table.endpoints, table.owners, table.away)
-    assert forget(table, lambda _, __: False) == table
+def test_a_node_with_another_number_of_buckets_knows_the_past_too() -> None:
+    table = rebalance(rebalance(fresh(UID, [A], 4), UID, [A, B], 4), UID, [A, B], 4, usable=[B])
+    split = resized(table, 8)
+    assert split.away == (A,) and split.stacks() == [table.stack(bucket // 2) for bucket in range(8)]
+    assert in_use(split) == tuple(in_use(table)[bucket // 2] for bucket in range(8))
+    merged = resized(fresh(UID, [A, B], 4), 2)
+    assert merged.stacks() == [tuple({A, B} - {merged.owner(bucket)}) for bucket in range(2)]

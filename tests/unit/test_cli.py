@@ -62,6 +62,8 @@ TRACE = {
     "endpoint": "10.244.2.1",
     "pod": "shop/web-1",
     "stored_owner": "10.244.2.9",
+    "previous_owners": ["10.244.2.9", "10.244.2.7"],
+    "tunnel_id": 70000,
     "route": {"device": "eth0", "mtu": 1500, "gateway": "10.1.1.1"},
 }
 
@@ -167,6 +169,7 @@ WRONG = [
     ("--seed", "-1", "-1"),
     ("--seed", "4294967296", "4294967296"),
     ("--resync", "0", "0"),
+    ("--drain-time", "0", "0"),
     ("--vip-range", "198.51.100.0", None),  # one address is a range
     ("--vip-range", "198.51.100.7/24", "'198.51.100.7/24'"),
     ("--vip-range", "198.51.100.0/24=", "names no namespace"),
@@ -203,18 +206,19 @@ def test_settings_without_flags_are_the_promised_defaults(settings: list[Setting
 def test_flags_become_settings(settings: list[Settings], tmp_path: Path) -> None:
     flags = (
         "--roles ingress --ingress-selector node=tunnel,zone=a --mode gre --buckets 64 --seed 1 --resync 5 "
-        "--vip-range 198.51.100.0/24=shop,web --vip-range 2001:db8::/32 --pod-range 10.244.0.0/16 "
+        "--drain-time 60 --vip-range 198.51.100.0/24=shop,web --vip-range 2001:db8::/32 --pod-range 10.244.0.0/16 "
         "--service-range 10.96.0.0/12 --metrics [::1]:9100 --socket /s --run-dir /r --state-dir /t"
     )
     shown = call("run", "--manifests", tmp_path, "--node", "n1", *flags.split())
     assert shown.exit_code == 0, shown.output
     (found,) = settings
-    assert (found.roles, found.mode, found.buckets, found.seed, found.resync) == (
+    assert (found.roles, found.mode, found.buckets, found.seed, found.resync, found.drain_time) == (
         frozenset({"ingress"}),
         "gre",
         64,
         1,
         5.0,
+        60.0,
     )
     assert found.ingress_selector == (("node", "tunnel"), ("zone", "a"))
     assert found.metrics == ("::1", 9100)
@@ -249,6 +253,7 @@ def test_every_flag_of_run_may_come_from_the_environment(settings: list[Settings
         "SVC_TUNNEL_MODE": "gre",
         "SVC_TUNNEL_BUCKETS": "64",
         "SVC_TUNNEL_SEED": "7",
+        "SVC_TUNNEL_DRAIN_TIME": "8",
         "SVC_TUNNEL_RESYNC": "9",
         "SVC_TUNNEL_VIP_RANGE": "198.51.100.0/24=shop,web 203.0.113.0/24",
         "SVC_TUNNEL_POD_RANGE": "10.244.0.0/16 fd00:44::/48",
@@ -265,7 +270,8 @@ def test_every_flag_of_run_may_come_from_the_environment(settings: list[Settings
     assert shown.exit_code == 0, shown.output
     (found,) = settings
     assert (found.node, found.roles, found.mode, found.buckets) == ("n2", frozenset({"node"}), "gre", 64)
-    assert (found.seed, found.resync, found.metrics) == (7, 9.0, ("127.0.0.1", 9100))
+    assert (found.seed, found.drain_time, found.resync) == (7, 8.0, 9.0)
+    assert found.metrics == ("127.0.0.1", 9100)
     assert (found.socket, found.run_dir, found.state_dir) == (Path("/s"), Path("/r"), Path("/t"))
     assert [str(network) for network, _ in found.vip_rules.ranges] == ["198.51.100.0/24", "203.0.113.0/24"]
     assert [str(network) for network in found.vip_rules.pod_ranges] == ["10.244.0.0/16", "fd00:44::/48"]
@@ -355,7 +361,13 @@ def test_a_trace_names_bucket_endpoint_and_route(helper: tuple[Path, list[dict[s
     path, asked = helper
     shown = call("trace", "203.0.113.9", "4711", "198.51.100.7", "80", "--proto", "udp", "--socket", path)
     assert shown.exit_code == 0
-    for words in ("shop/web, mode gre", "77 (table 1077", "10.244.2.1 (pod shop/web-1)", "10.244.2.9", "MTU 1500"):
+    for words in (
+        "shop/web, mode gre",
+        "77 (table 1077",
+        "10.244.2.1 (pod shop/web-1)",
+        "10.244.2.9, then 10.244.2.7",
+        "MTU 1500",
+    ):
         assert words in shown.stdout
     assert asked[0]["flow"] == {
         "protocol": "udp",

@@ -14,8 +14,10 @@ from structlog.testing import capture_logs
 from cni_plugin import attachment
 from cni_plugin.attachment import ADDING, READY, Attachment
 from cni_plugin.pod import PodError
-from cni_plugin.tunnel import GRE, NOTHING, PodTunnels, Tunnel
+from cni_plugin.tunnel import GRE, NOTHING, HandOn, PodTunnels, Tunnel
+from node_helper.chains import Handover
 from node_helper.model import ObjectKey, Pod, Snapshot
+from node_helper.plan.handovers import Handovers
 from node_helper.pods import PodKeeper, PodRound
 from node_helper.service_index import ServiceIndex
 from node_helper.services import TunnelService
@@ -67,10 +69,16 @@ class Node:
     def record(self, name: str = "web-1") -> Attachment | None:
         return attachment.read(str(self.run_dir), "pods", name, "eth0")
 
-    def look(self, *services: TunnelService, pods: tuple[Pod, ...] = (), full: bool = False) -> PodRound:
+    def look(
+        self,
+        *services: TunnelService,
+        pods: tuple[Pod, ...] = (),
+        handovers: Handovers | None = None,
+        full: bool = False,
+    ) -> PodRound:
         endpoints = {service.key: service.endpoints for service in services if service.endpoints}
         snapshot = Snapshot(pods={pod.key: pod for pod in pods}, endpoints=endpoints)
-        return self.keeper.look(services, ServiceIndex(services), snapshot, OTHER, full)
+        return self.keeper.look(services, ServiceIndex(services), snapshot, handovers or {}, OTHER, full)
 
 
 def pod(name: str = "web-1", finished: bool = False, **labels: str) -> Pod:
@@ -103,6 +111,17 @@ def test_a_pod_that_has_what_it_wants_is_left_alone_but_for_the_full_comparison(
     node.operations = []
     assert node.look(WEB, pods=(pod(),), full=True).changed == {}
     assert len(node.configured) == 1
+
+
+def test_a_pod_is_configured_anew_while_buckets_have_moved_and_again_after(node: Node) -> None:
+    served = service(endpoints=[replace(endpoint("10.244.2.1"), pod=ObjectKey("shop", "web-1"))])
+    node.add()
+    node.look(served, pods=(pod(),))
+    handover = Handover((HandOn(70_000, "10.244.2.9", 100),), ("10.244.2.8",))
+    node.look(served, pods=(pod(),), handovers={served.key: {"10.244.2.1": handover}})
+    node.look(served, pods=(pod(),))
+    assert [tunnels.tunnels[0].hand_ons for _, _, tunnels in node.configured] == [(), handover.hand_ons, ()]
+    assert [tunnels.tunnels[0].peers for _, _, tunnels in node.configured] == [(), ("10.244.2.8",), ()]
 
 
 def test_a_pod_without_tunnels_is_never_entered(node: Node) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from cni_plugin import __version__, wire
 from node_helper.asks import ANSWER_LIMIT
+from node_helper.buckets import rebalance
 from node_helper.model import Node, ObjectKey, Problem, Snapshot
 from node_helper.plan.ingress import plan_ingress
 from node_helper.problem_history import ProblemHistory
@@ -60,6 +61,17 @@ def test_endpoints_are_shown_with_their_share_of_the_buckets() -> None:
     assert found["announced"] == found["forwarded"] == list(VIPS)
     shares = [(e["address"], e["usable"], e["buckets"]) for e in found["endpoints"]]
     assert shares == [("10.244.2.1", True, 4), ("10.244.2.2", True, 4), ("10.244.2.3", False, 0)]
+
+
+def test_buckets_that_moved_lately_are_counted_by_who_had_them_and_who_has_them() -> None:
+    served = service(endpoints=ENDS)
+    old = rebalance(None, served.uid, ["10.244.2.1"], 8)
+    table = rebalance(old, served.uid, served.usable, 8)
+    shown = status(SETTINGS, replace(one_round(served), tables={served.key: table}), 60)
+    assert shown["services"][0]["moves"] == [["10.244.2.1", "10.244.2.2", 4]]
+    assert "\n  4 buckets moved lately from 10.244.2.1 to 10.244.2.2" in as_text(shown)
+    at_rest = status(SETTINGS, one_round(served), 60)
+    assert at_rest["services"][0]["moves"] == [] and "moved" not in as_text(at_rest)
 
 
 def test_an_endpoint_that_is_not_reached_from_here_has_no_buckets_here() -> None:

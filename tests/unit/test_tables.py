@@ -16,10 +16,11 @@ from node_helper.bucket_text import decode, encode
 from node_helper.buckets import BucketTable, effective, fresh, rebalance, resized
 from node_helper.model import Endpoint, ObjectKey, Problem, Service, Snapshot
 from node_helper.services import TUNNEL_BUCKETS, TunnelService
-from node_helper.tables import WRITE_INTERVAL, TableKeeper, TableRound
+from node_helper.tables import WRITE_INTERVAL, TableKeeper, TableReader, TableRound
 from tests.unit.planning import endpoint, service
 
 BUCKETS = 64
+DRAIN_TIME = 600.0
 WEB = ObjectKey("shop", "web")
 ONE, TWO, THREE, FOUR = (f"10.244.0.{n}" for n in range(1, 5))
 
@@ -42,7 +43,7 @@ class Node:
         self.restart()
 
     def restart(self, size: int = BUCKETS) -> None:
-        self.keeper = TableKeeper(self.store, self.local, size, self.clock)
+        self.keeper = TableKeeper(self.store, self.local, size, self.clock, DRAIN_TIME)
 
     def look(self, *endpoints: Endpoint | str, annotation: str | None = None, uid: str = "") -> TableRound:
         """A look at the Service shop/web with these endpoints; addresses are ready ones."""
@@ -337,6 +338,129 @@ def test_a_fresh_node_applies_the_stored_table(tmp_path: Path) -> None:
     assert table != fresh("uid-web", [TWO, THREE], BUCKETS), "it has a past"
     joined = Node(tmp_path, "joined").look(TWO, THREE)
     assert joined.tables[WEB] == table and joined.written == 0
+
+
+# --- previous owners are forgotten -----------------------------------------------------------------------
+
+
+def past(table: BucketTable) -> set[str]:
+    return {name for stack in table.stacks() for name in stack}
+
+
+def test_previous_owners_are_forgotten_when_their_time_is_over(node: Node) -> None:
+    node.look(ONE)
+    moved = node.look_later(ONE, TWO)
+    assert past(moved.tables[WEB]) == {ONE} and moved.again_in == DRAIN_TIME
+    node.clock.now += DRAIN_TIME - 1
+    before = node.look(ONE, TWO)
+    assert before.written == 0 and before.again_in == pytest.approx(1)
+    assert past(before.tables[WEB]) == {ONE}
+    node.clock.now += 1
+    after = node.look(ONE, TWO)
+    assert (after.written, after.again_in) == (1, None)
+    assert past(after.tables[WEB]) == set()
+    assert after.tables[WEB].owners == moved.tables[WEB].owners
+
+
+def test_each_move_has_a_time_of_its_own(node: Node) -> None:
+    node.look(ONE)
+    node.look_later(ONE, TWO)
+    node.clock.now += DRAIN_TIME / 2
+    both = node.look(ONE, TWO, THREE).tables[WEB]
+    assert past(both) == {ONE, TWO}
+    node.clock.now += DRAIN_TIME / 2
+    half = node.look(ONE, TWO, THREE)
+    kept = {bucket for bucket in range(BUCKETS) if half.tables[WEB].stack(bucket)}
+    assert kept == {bucket for bucket in range(BUCKETS) if both.owner(bucket) == THREE}
+    assert half.again_in == pytest.approx(DRAIN_TIME / 2)
+
+
+def test_a_bucket_that_moves_the_same_way_again_begins_anew(node: Node) -> None:
+    away = endpoint(TWO, ready=False)
+    node.look(ONE, TWO)
+    node.look_later(ONE, away)
+    node.look_later(ONE, TWO)
+    node.clock.now += DRAIN_TIME - 1
+    assert past(node.look(ONE, away).tables[WEB]) == {TWO}
+    node.clock.now += DRAIN_TIME / 2
+    assert past(node.look(ONE, away).tables[WEB]) == {TWO}
+
+
+def test_whoever_has_seen_a_move_first_forgets_it_and_the_others_follow(tmp_path: Path) -> None:
+    old, young = Node(tmp_path, "old"), Node(tmp_path, "young")
+    old.look(ONE)
+    old.look_later(ONE, TWO)
+    old.clock.now += DRAIN_TIME / 2
+    young.look(ONE, TWO)
+    old.clock.now += DRAIN_TIME / 2
+    young.clock.now += DRAIN_TIME / 2
+    assert past(young.look(ONE, TWO).tables[WEB]) == {ONE}
+    first = old.look(ONE, TWO)
+    second = young.look(ONE, TWO)
+    assert (first.written, second.written) == (1, 0)
+    assert first.tables == second.tables and past(first.tables[WEB]) == set()
+    young.clock.now += DRAIN_TIME
+    assert young.look(ONE, TWO).written == 0
+
+
+def test_of_two_that_forget_at_once_one_writes(tmp_path: Path) -> None:
+    store = Racing(tmp_path / "manifests")
+    slow, fast = Node(tmp_path, "slow", store), Node(tmp_path, "fast")
+    fast.look(ONE)
+    fast.look_later(ONE, TWO)
+    slow.look(ONE, TWO)
+    for one in (slow, fast):
+        one.clock.now += DRAIN_TIME
+    slow.keeper._settled.clear()  # so that the other's turn is between its reading and its writing
+    rounds: list[TableRound] = []
+    store.meanwhile = lambda: rounds.append(fast.look(ONE, TWO))
+    rounds.append(slow.look(ONE, TWO))
+    assert [r.written for r in rounds] == [1, 0]
+    assert rounds[0].tables == rounds[1].tables and past(rounds[0].tables[WEB]) == set()
+
+
+def test_a_restart_counts_anew_rather_than_to_forget_too_early(node: Node) -> None:
+    node.look(ONE)
+    node.look_later(ONE, TWO)
+    node.clock.now += DRAIN_TIME - 1
+    node.restart()
+    assert past(node.look(ONE, TWO).tables[WEB]) == {ONE}
+    node.clock.now += 2
+    assert past(node.look(ONE, TWO).tables[WEB]) == {ONE}
+
+
+def test_without_a_store_previous_owners_are_forgotten_too(tmp_path: Path) -> None:
+    break_writing(tmp_path)
+    node = Node(tmp_path)
+    node.look(ONE)
+    assert past(node.look_later(ONE, TWO).tables[WEB]) == {ONE}
+    node.clock.now += DRAIN_TIME
+    assert past(node.look(ONE, TWO).tables[WEB]) == set()
+
+
+# --- a helper that writes no tables ----------------------------------------------------------------------
+
+
+def test_a_reader_has_what_is_stored_and_the_same_object_while_it_is_the_same(node: Node) -> None:
+    reader, served = TableReader(node.store), web(ONE, TWO)
+    assert reader.read([served]) == {}
+    table = node.look(ONE, TWO).tables[WEB]
+    first = reader.read([served])
+    assert first == {WEB: table}
+    assert reader.read([served])[WEB] is first[WEB]
+    changed = node.look_later(ONE, TWO, THREE).tables[WEB]
+    assert reader.read([served]) == {WEB: changed}
+    assert reader.read([]) == {}
+
+
+@pytest.mark.parametrize("text", ["rubbish", encode(fresh("another", [ONE], BUCKETS)), '{"v":99}'])
+def test_a_reader_goes_on_with_the_last_good_table(node: Node, text: str) -> None:
+    reader = TableReader(node.store)
+    table = node.look(ONE, TWO).tables[WEB]
+    assert reader.read([web(ONE, TWO)]) == {WEB: table}
+    node.store.write(WEB, text, expected=node.store.read(WEB))
+    assert reader.read([web(ONE, TWO)]) == {WEB: table}
+    assert reader.read([web(ONE, TWO, uid="uid-reborn")]) == {}
 
 
 # --- what must not be used ------------------------------------------------------------------------------

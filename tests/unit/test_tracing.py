@@ -50,7 +50,7 @@ def test_it_names_the_endpoint_to_which_the_planned_router_sends(
         found = trace(asked, [served], stored, host_facts, ME, BUCKETS, SEED)
         hop = router.vips[vip].hops[found["bucket"]]
         assert hop is not None
-        assert found["endpoint"] == (host.labels[hop.label] if mode == MPLS else hop.endpoint)
+        assert found["endpoint"] == (host.labels[hop.label] if hop.mode == MPLS else hop.endpoint)
         assert found["bucket"] == bucket(asked, BUCKETS, SEED, affinity)
         assert found["table"] == FIRST_TABLE + found["bucket"]
 
@@ -67,6 +67,8 @@ def test_it_names_all_that_an_operator_wants_to_know() -> None:
         "endpoint": "10.244.2.1",
         "pod": "shop/pod-10.244.2.1",
         "stored_owner": "10.244.2.1",
+        "previous_owners": [],
+        "tunnel_id": 100,
         "route": {"device": "eth0", "mtu": 1500, "gateway": ""},
     }
 
@@ -77,6 +79,20 @@ def test_it_names_the_stored_owner_where_that_is_not_reached_from_here() -> None
     found = [trace(flow(n), [served], stored, facts(["10.244.2.2"]), ME, BUCKETS, SEED) for n in range(40)]
     assert {f["endpoint"] for f in found} == {"10.244.2.2"}
     assert {f["stored_owner"] for f in found} == {"10.244.2.1", "10.244.2.2"}
+
+
+def test_it_names_who_had_the_bucket_before_and_the_id_that_the_router_sends() -> None:
+    served = service(endpoints=ENDS[2:])
+    old = rebalance(None, served.uid, ["10.244.2.1"], BUCKETS)
+    stored = {served.key: rebalance(old, served.uid, served.usable, BUCKETS)}
+    router, _, _ = plan_ingress([served], stored, facts(REACH), ME, BUCKETS, SEED)
+    seen = set()
+    for number in range(40):
+        found = trace(flow(number), [served], stored, facts(REACH), ME, BUCKETS, SEED)
+        hop = router.vips[VIPS[0]].hops[found["bucket"]]
+        assert hop is not None and found["tunnel_id"] == hop.tunnel_id
+        seen.add((found["endpoint"], *found["previous_owners"]))
+    assert seen == {("10.244.2.1",), ("10.244.2.2", "10.244.2.1")}
 
 
 def test_icmp_and_client_affinity_do_not_look_at_ports() -> None:
