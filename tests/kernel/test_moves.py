@@ -1,0 +1,49 @@
+"""Buckets that move, in every mode: connections stay with the pod in which they began."""
+
+from __future__ import annotations
+
+import pytest
+
+from cni_plugin.tunnel import MODES
+from tests.kernel.conftest import announce_where_served, places
+from tests.testbed.holding import Held
+from tests.testbed.scene import VIPS, Scene
+
+pytestmark = pytest.mark.parametrize("mode", MODES, scope="module")
+
+
+def wait_for_answers(scene: Scene, *held: Held) -> None:
+    """Until every connection was answered by its pod to a question that was asked from now on."""
+    first = [[each.answers for each in connections.each()] for connections in held]
+
+    def answered() -> bool:
+        return all(
+            each.outcome == "open" and each.answers >= before + 2
+            for connections, befores in zip(held, first, strict=True)
+            for each, before in zip(connections.each(), befores, strict=True)
+        )
+
+    scene.wait(answered, "answers to all connections")
+
+
+def test_a_pod_that_comes_and_then_terminates_costs_no_connection(scene: Scene, mode: str) -> None:
+    """There, and with those that begin in it back: they go on in it although its buckets are others' again."""
+    announce_where_served(scene, mode, VIPS)
+    node = places(mode)[0][0]
+    with Held(scene.cluster.client, VIPS[4], 8080, 40) as old:
+        new = scene.add_pods([(node, "newcomer")], {"app": "web"}, (8080, 9443, 9090), {"https": 9443})[0]
+        try:
+            scene.sync()
+            scene.settle()
+            wait_for_answers(scene, old)
+            with Held(scene.cluster.client, VIPS[4], 8080, 40) as young:
+                assert any(new.name in each.pods for each in young.each())
+                new.ready, new.terminating = False, True
+                scene.sync()
+                scene.settle()
+                wait_for_answers(scene, old, young)
+                assert old.report().moved == young.report().moved == 0
+        finally:
+            scene.remove_pod(new)
+            scene.sync()
+            scene.settle()
