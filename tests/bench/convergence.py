@@ -31,7 +31,7 @@ FIGURES: Mapping[str, str] = {
     "memory": "the most that the helper and its source held",
     "idle-cpu": "processor time while nothing changes, full comparisons among it",
 }
-_UPLINK = """
+UPLINK = """
 ip link set lo up
 ip link add up0 type veth peer name up1
 ip link set up1 up
@@ -64,7 +64,7 @@ def measure(wanted: Sequence[str], runs: int, tell: Tell) -> Iterator[Figure]:
 
 def _of_a_node(services: int, changes: int, idle: float, flood: float) -> dict[str, list[float]]:
     with Host("node5") as host:
-        host.run("sh", "-ec", _UPLINK)
+        host.run("sh", "-ec", UPLINK)
         command = 'cd "$0" && exec "$@"'
         program = (sys.executable, "-m", "tests.bench.one_node", *map(str, (services, changes, idle, flood)))
         done = host.run("sh", "-c", command, str(REPOSITORY), *program, timeout=LIMIT)

@@ -85,7 +85,7 @@ def vip(service: int) -> str:
 
 
 def address(service: int, endpoint: int) -> str:
-    return str(ip_address("10.0.0.0") + 8 * service + endpoint)
+    return str(ip_address("10.0.0.0") + 64 * service + endpoint)
 
 
 def service_of(number: int) -> dict[str, Any]:
@@ -147,13 +147,16 @@ class Listener:
 class World:
     """The helper with everything programmed."""
 
-    def __init__(self, services: int, folder: Path) -> None:
+    def __init__(self, services: int, folder: Path, endpoints: int = ENDPOINTS, buckets: int = BUCKETS) -> None:
+        """`endpoints` of each Service, 63 at most."""
         self.services = services
+        self._endpoints = endpoints
+        self._buckets = buckets
         self.source = Fed(folder / "tables")
         for number in range(services):
             self.source.put("Service", service_of(number))
-            self.source.put("EndpointSlice", slice_of(number, range(ENDPOINTS)))
-        for number in range(ENDPOINTS + 1):
+            self.source.put("EndpointSlice", slice_of(number, range(self._endpoints)))
+        for number in range(max(endpoints, ENDPOINTS) + 1):
             self.source.put(
                 "Node",
                 {
@@ -169,7 +172,7 @@ class World:
             socket=folder / "helper.sock",
             run_dir=folder / "run",
             state_dir=folder / "state",
-            buckets=BUCKETS,
+            buckets=buckets,
             vip_rules=VipRules((vip_range("198.18.0.0/15"),)),
         )
         self._settings = settings
@@ -221,15 +224,15 @@ class World:
     def removal(self, number: int) -> float:
         """Seconds until the kernel has no way to an endpoint any more: its nexthop goes after its buckets moved."""
         with Listener(_NEXTHOP_GROUP) as listener:
-            began = self.put(number, range(1, ENDPOINTS))
+            began = self.put(number, range(1, self._endpoints))
             return listener.until(rtnl.DEL_NEXTHOP, ip_address(address(number, 0)).packed) - began
 
     def addition(self, number: int) -> float:
         """Seconds until a newcomer has its share of the buckets, which a stored table gives it."""
         with Listener(_NEXTHOP_GROUP, _ROUTE_GROUP) as listener:
-            began = self.put(number, range(ENDPOINTS))
+            began = self.put(number, range(self._endpoints))
             part = ip_address(vip(number)).packed
-            return listener.until(rtnl.NEW_ROUTE, part, BUCKETS // ENDPOINTS) - began
+            return listener.until(rtnl.NEW_ROUTE, part, self._buckets // self._endpoints) - began
 
     def flood(self, seconds: float, rate: int = 100) -> list[float]:
         """What removals take, spread over so many seconds of so many changes a second, the last at the end."""
@@ -240,7 +243,7 @@ class World:
             number = LOOKS + count % rest
             gone = count // rest % 2 == 0
             time.sleep(max(0.0, begin + count / rate - time.monotonic()))
-            self.put(number, range(1 if gone else 0, ENDPOINTS))
+            self.put(number, range(1 if gone else 0, self._endpoints))
             if (count + 1) / (seconds * rate) >= (len(looks) + 1) / LOOKS:
                 looks.append(self.removal(len(looks)))
         return looks
