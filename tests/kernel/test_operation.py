@@ -147,6 +147,23 @@ def test_status_shows_what_has_passed(scene: Scene) -> None:
     assert "no Service of that kind" in scene.helper_command(NODE, "status", "other/*")
 
 
+def test_a_service_that_flaps_leaves_a_few_lines_in_the_log(scene: Scene) -> None:
+    helper = scene.helpers[NODE]
+
+    def flap(mode: str | None, problems: int) -> None:
+        scene.manifests.annotate("web", {"cmd.nu/tunnel-mode": mode})
+        scene.wait(lambda: len(helper.status()["problems"]) == problems, "the change")
+
+    before = helper.log.read_text().splitlines()
+    for _ in range(10):
+        flap("teleport", 1)
+        flap(None, 0)
+    lines = helper.log.read_text().splitlines()[len(before) :]
+    assert len(lines) <= 12, "\n".join(lines)
+    (passed,) = [p for p in helper.status()["passed_problems"] if p["reason"] == "UnknownMode"]
+    assert passed["times"] >= 10
+
+
 def test_the_service_manager_hears_that_it_stops(scene: Scene, notices: Notices) -> None:
     scene.helpers[NODE].stop()
     assert notices.next("STOPPING=1") == "STOPPING=1\nSTATUS=stopping; traffic goes on"
