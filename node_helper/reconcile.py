@@ -77,7 +77,7 @@ class Reconciler:
         self._metrics = metrics
         self.news = News()
         """What the kernel tells of changes that others made; the event loop waits for it."""
-        self._host = Host(settings.run_dir)
+        self._host = Host(settings.run_dir, self.news)
         self._router = Router(news=self.news)
         self.news.follow_host(self._host.route)
         self._facts = FactsReader(self._host.route)

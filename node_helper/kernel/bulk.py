@@ -20,6 +20,7 @@ _HEAD = 12
 """Bytes of a struct rtmsg."""
 _numbers = Struct("=HHIHHI")
 _u32 = Struct("=I")
+_table = Struct("=HHI")
 _CLONED = 0x200
 
 BucketRoute = tuple[bytes, int, int, int]
@@ -44,6 +45,30 @@ def put_routes(socket: Socket, vip: str, routes: Iterable[tuple[int, int]], mtu:
         NetlinkError(code, rtnl.put_route(_route(vip, FIRST_TABLE + routes[index][0])).what, says)
         for index, code, says in refused
     ]
+
+
+def put_alike(socket: Socket, like: rtnl.Route, places: Iterable[tuple[bytes, int]]) -> list[NetlinkError]:
+    """Puts routes that differ in destination and table only; returns the refusals, each naming its route.
+
+    `places`: addresses as on the wire, and tables: all below 256 or none, as that of `like`.
+    """
+    places = list(places)
+    message = rtnl.put_route(like)
+    size = len(ip_address(like.destination.partition("/")[0]).packed)
+    start = _HEAD + 4 + size
+    before, after = message.body[: _HEAD + 4], message.body[start + 8 :]
+    if message.body[start : start + 8] != _table.pack(8, _TABLE, like.table):
+        raise AssertionError("a route's message has another shape than is expected here")
+    kind, flags, pack = message.type, message.flags, _table.pack
+    refused = socket.send_packed(
+        (kind, flags, before + destination + pack(8, _TABLE, table) + after) for destination, table in places
+    )
+    errors = []
+    for index, code, says in refused:
+        packed, table = places[index]
+        route = like.replace(destination=f"{unpack(packed)}/{8 * len(packed)}", table=table)
+        errors.append(NetlinkError(code, rtnl.put_route(route).what, says))
+    return errors
 
 
 def delete_routes(socket: Socket, vip: str, buckets: Iterable[int]) -> list[NetlinkError]:

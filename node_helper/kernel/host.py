@@ -7,11 +7,13 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from cni_plugin.netlink import Message, NetlinkError, Socket, rtnl
+from cni_plugin.netlink.address import pack
 from cni_plugin.pod.state import read_sysctl, write_sysctl
 from cni_plugin.tunnel import POD_LABEL
-from node_helper.kernel import ipsets, senders, xtables
+from node_helper.kernel import bulk, ipsets, senders, xtables
 from node_helper.kernel.base_chains import BaseChains
 from node_helper.kernel.commands import CommandFailed
+from node_helper.kernel.notices import News
 from node_helper.kernel.router import HOST_DEVICE, HOST_LINK, LINK_PREFIX, ROUTER_LINK
 from node_helper.kernel.sysctl import BorrowedSysctls, loosen, loosened
 from node_helper.plan.state import ANNOUNCED, FORWARDED, HostFacts, HostWanted, Senders
@@ -23,7 +25,9 @@ _PLATFORM_LABELS = 100_000
 class Host:
     """Reads and changes the host's namespace: that of the thread which made this object."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, news: News | None = None) -> None:
+        """`news`, where it is given, is told what to listen for."""
+        self._news = news
         self.route = Socket()
         self._sysctls = BorrowedSysctls(run_dir)
         self._base_chains = BaseChains(run_dir)
@@ -91,10 +95,15 @@ class Host:
             source = facts.address(6 if ":" in vip else 4)
             if not _same(present.get(vip, []), protocol, mtu, self._link, source):
                 put[vip] = self._vip_route(vip, protocol, mtu, self._link, source)
-        refused = self.route.run_all([rtnl.put_route(route) for route in put.values()])
+        alike: dict[tuple[int, int, int], list[str]] = {}
+        for vip, route in put.items():
+            alike.setdefault((route.version, route.protocol, route.mtu), []).append(vip)
+        refused = []
+        for vips in alike.values():
+            refused += bulk.put_alike(self.route, put[vips[0]], [(pack(vip), rtnl.TABLE_MAIN) for vip in vips])
         # After a refusal nobody knows; the next cycle reads.
         self._routes = None if refused else present | {vip: [route] for vip, route in put.items()}
-        return [error for _, error in refused]
+        return refused
 
     def withdraw(self, wanted: HostWanted, full: bool = True) -> None:
         """Takes VIP routes away that are not wanted; before anything else of these VIPs goes.
@@ -164,11 +173,13 @@ class Host:
         Only what has never been there is waited for: packets of a VIP would be dropped by others' rules.
         """
         try:
-            xtables.ensure_host_chains(self._base_chains.before)
+            changed = xtables.ensure_host_chains(self._base_chains.before)
         except CommandFailed as error:
             self.chain_trouble = str(error)
         else:
             self.chain_trouble, self._chained = "", True
+            if changed and self._news is not None:
+                self._news.pass_over_chains()
 
     # --- parts --------------------------------------------------------------------------------------------
 
@@ -195,6 +206,8 @@ class Host:
         ]
         self.route.run(*messages)
         self._link = link.index
+        if self._news is not None:
+            self._news.host_link = link.index
 
     @staticmethod
     def _ensure_link_sysctls() -> None:

@@ -7,6 +7,7 @@ FRR does it, since in bulk they would overrun any buffer.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import select
 import socket
@@ -17,7 +18,8 @@ from threading import Lock
 
 from inotify_simple import INotify, flags
 
-from cni_plugin.netlink import Socket, attributes, number, rtnl
+from cni_plugin.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Socket, attributes, number, rtnl, string
+from node_helper.kernel.xtables import HOST_CHAINS
 from node_helper.plan.state import ANNOUNCED, FIRST_TABLE, FORWARDED
 
 # RTNLGRP_… of linux/rtnetlink.h
@@ -36,6 +38,16 @@ _NEXTHOPS = (rtnl.NEW_NEXTHOP, rtnl.DEL_NEXTHOP)
 _OURS = (ANNOUNCED, FORWARDED)
 _LAST_TABLE = FIRST_TABLE + 8192
 
+_NFTABLES = 7
+"""NFNLGRP_NFTABLES"""
+_CHAIN_NAMES = {10 << 8 | kind: name for kind, name in ((2, 0), (3, 3), (5, 3), (6, 2), (8, 2))}
+"""Of nf_tables' messages (a table goes, a chain or rule comes or goes) the attribute that names the chain."""
+_CHAINS = frozenset(
+    [("mangle", ""), ("mangle", "PREROUTING")]
+    + [(table, chain) for (table, ours), builtin in HOST_CHAINS.items() for chain in ("", ours, builtin)]
+)
+"""Table and chain of what is ours or calls ours, in router and host; "" for the table."""
+
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
 _ROOM = 1 << 20
@@ -50,14 +62,16 @@ Notice = tuple[int, bytes]
 class Notices:
     """A socket on which the kernel tells of changes in the namespace of the thread that makes it."""
 
-    def __init__(self, groups: Iterable[int], own_port: int) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, 0)
+    def __init__(self, groups: Iterable[int], own_port: int = 0, protocol: int = NETLINK_ROUTE) -> None:
+        """`own_port`: of the socket whose own changes are left out."""
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         self._socket.setblocking(False)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _ROOM)
         except OSError:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _ROOM)  # without CAP_NET_ADMIN
-        self._drop_from(own_port)
+        if own_port:
+            self._drop_from(own_port)
         self._socket.bind((0, 0))
         for group in groups:
             self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
@@ -102,6 +116,10 @@ class News:
         self._poll = select.epoll()
         self._host: Notices | None = None
         self._router: Notices | None = None
+        self._host_chains: Notices | None = None
+        self._router_chains: Notices | None = None
+        self.host_link = 0
+        """Index of the host's end of the link to the router; 0: there is none."""
         self._folder: INotify | None = None
         self._up: set[int] = set()
         self._doubts: list[Notice] | None = []
@@ -113,7 +131,8 @@ class News:
 
     def close(self) -> None:
         with self._lock:
-            for source in (self._host, self._router, self._folder, self._poll):
+            chains = self._host_chains, self._router_chains
+            for source in (self._host, self._router, *chains, self._folder, self._poll):
                 if source is not None:
                     source.close()
 
@@ -122,20 +141,39 @@ class News:
         with self._lock:
             self._host = Notices(_HOST_GROUPS, route.port)
             self._poll.register(self._host.fileno(), select.EPOLLIN)
+            self._host_chains = self._follow_chains()
 
     def follow_router(self, route: Socket, folder: str, links: Iterable[int]) -> None:
         """From now on, changes in the router, which the thread has entered, and of the folder that names it."""
         with self._lock:
-            if self._router is not None:
-                self._poll.unregister(self._router.fileno())
-                self._router.close()
+            for old in (self._router, self._router_chains):
+                if old is not None:
+                    self._poll.unregister(old.fileno())
+                    old.close()
             self._up = set(links)
             self._router = Notices(_ROUTER_GROUPS, route.port)
             self._poll.register(self._router.fileno(), select.EPOLLIN)
+            self._router_chains = self._follow_chains()
             if self._folder is None:
                 self._folder = INotify(nonblocking=True)
                 self._folder.add_watch(folder, flags.DELETE)
                 self._poll.register(self._folder.fileno(), select.EPOLLIN)
+
+    def _follow_chains(self) -> Notices | None:
+        """What is done to chains by iptables on nf_tables, or by nft; the older kind tells nobody."""
+        try:
+            chains = Notices((_NFTABLES,), protocol=NETLINK_NETFILTER)
+        except OSError:  # a kernel without nf_tables
+            return None
+        self._poll.register(chains.fileno(), select.EPOLLIN)
+        return chains
+
+    def pass_over_chains(self) -> None:
+        """Forgets what waits about chains: our own changes come from programs, so they cannot be told from others'."""
+        with self._lock:
+            for chains in (self._host_chains, self._router_chains):
+                if chains is not None:
+                    _about_our_chains(chains)
 
     def drain(self) -> tuple[bool, bool]:
         """Takes what waits: whether a cycle has something to look at, and whether it is to compare everything."""
@@ -147,7 +185,7 @@ class News:
                         told = True
                         if notice[0] == _NEW_NETCONF:
                             continue  # each cycle looks at the sysctls that count
-                        tampered = tampered or _is_ours(notice)
+                        tampered = tampered or _is_ours(notice) or self._is_about_our_link(notice)
                         if self._doubts is not None:
                             self._doubts.append(notice)
                 except OSError:  # ENOBUFS: more than there was room for
@@ -158,6 +196,9 @@ class News:
                         if self._is_tampering(notice):
                             self._router_doubted = tampered = True
                 except OSError:
+                    self._router_doubted = tampered = True
+            for chains in (self._host_chains, self._router_chains):
+                if chains is not None and _about_our_chains(chains):
                     self._router_doubted = tampered = True
             if self._folder is not None and self._folder.read(timeout=0):
                 self._router_doubted = tampered = True
@@ -180,6 +221,14 @@ class News:
             doubted, self._router_doubted = self._router_doubted, False
             return doubted
 
+    def _is_about_our_link(self, notice: Notice) -> bool:
+        """The host's end of the link is down or gone, or an address of it; IPv4 routes go along without a notice."""
+        kind, body = notice
+        if not self.host_link or not (is_about_link(kind) or is_about_address(kind)) or link_of(body) != self.host_link:
+            return False
+        is_down = kind == rtnl.NEW_LINK and not number(body[8:12]) & rtnl.IFF_UP
+        return is_down or kind in (rtnl.DEL_LINK, rtnl.DEL_ADDRESS)
+
     def _is_tampering(self, notice: Notice) -> bool:
         """Whether somebody changed what is ours in the router. What the kernel does by itself there is known."""
         kind, body = notice
@@ -191,6 +240,22 @@ class News:
             (self._up.add if up else self._up.discard)(index)
             return was_up and not up
         return kind in (rtnl.DEL_LINK, rtnl.DEL_ADDRESS, *_RULES, *_NEXTHOPS)
+
+
+def _about_our_chains(chains: Notices) -> bool:
+    """Whether somebody changed a chain of ours, or one that calls one of ours. Takes all that waits.
+
+    Where some was lost, as with a large restore by another tool, the next full comparison is waited for: such a tool
+    writes all the time.
+    """
+    found = False
+    with contextlib.suppress(OSError):
+        for kind, body in chains.read():
+            if kind in _CHAIN_NAMES and not found:
+                named = attributes(body, 4)
+                chain = string(named.get(_CHAIN_NAMES[kind], b"")) if _CHAIN_NAMES[kind] else ""
+                found = (string(named.get(1, b"")), chain) in _CHAINS
+    return found
 
 
 def _is_ours(notice: Notice) -> bool:

@@ -35,6 +35,7 @@ LINK_MTU = 65_535
 """The veth's: what limits a packet is its route (towards the client) or the host's uplink, not this link."""
 _ANYWHERE = {4: "203.0.113.255", 6: "2001:db8:ffff::1"}
 """Addresses of documentation ranges (RFC 5737, RFC 3849): no host has them."""
+_MAIN_PRIORITY = 32_766
 _NETNS_FOLDER = Path("/run/netns")
 
 _SYSCTLS = {
@@ -99,8 +100,8 @@ class Router:
         with entered(self.path):
             lost |= self._ensure_devices(wanted)
             self._ensure_sysctls()
-            lost |= self._ensure_addresses(wanted)
             self._ensure_rules(wanted)
+            lost |= self._ensure_addresses(wanted)
             ipsets.keep_affinity(wanted.by_address)
             if full or self.chain_trouble or not self.hashes:
                 self._ensure_chains(wanted)
@@ -108,11 +109,13 @@ class Router:
 
     def _ensure_chains(self, wanted: RouterWanted) -> None:
         try:
-            xtables.ensure_router_chains(wanted)
+            changed = xtables.ensure_router_chains(wanted)
         except CommandFailed as error:
             self.chain_trouble = str(error)
         else:
             self.chain_trouble, self.hashes = "", True
+            if changed and self._news is not None:
+                self._news.pass_over_chains()
 
     def remove(self, host: Socket) -> None:
         """Deletes the namespace with all in it, and the link; quiet where there is none."""
@@ -237,10 +240,14 @@ class Router:
 
     def _ensure_rules(self, wanted: RouterWanted) -> None:
         for version in (4, 6):
-            present = {rule for rule in rtnl.dump_rules(self._route, version) if rule.protocol == ANNOUNCED}
+            rules = rtnl.dump_rules(self._route, version)
+            present = {rule for rule in rules if rule.protocol == ANNOUNCED}
             tree = rule_tree(version, wanted.buckets)
             messages = [rtnl.delete_rule(rule) for rule in present - set(tree)]
             messages += [rtnl.add_rule(rule) for rule in tree if rule not in present]
+            if all(rule.table != rtnl.TABLE_MAIN for rule in rules):  # the kernel's own, gone by `ip rule flush`
+                main = rtnl.rule(version, _MAIN_PRIORITY, rtnl.TABLE_MAIN, protocol=rtnl.PROTO_KERNEL)
+                messages.append(rtnl.add_rule(main))
             self._route.run(*messages)
 
     # --- nexthops and bucket tables -----------------------------------------------------------------------
