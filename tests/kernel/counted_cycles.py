@@ -35,7 +35,11 @@ NAMES = {
     6 << 8 | 9: "add to set",
     6 << 8 | 10: "delete from set",
 }
-READS = {rtnl.GET_LINK, rtnl.GET_ADDRESS, rtnl.GET_ROUTE, rtnl.GET_RULE, rtnl.GET_NEXTHOP, 6 << 8 | 7}
+READS = {
+    *(rtnl.GET_LINK, rtnl.GET_ADDRESS, rtnl.GET_ROUTE, rtnl.GET_RULE, rtnl.GET_NEXTHOP),
+    6 << 8 | 7,  # ipset's
+    *(10 << 8 | kind for kind in (1, 4, 7, 10, 13)),  # nf_tables'
+}
 
 
 def names_of(request: bytes) -> Counter[str]:
