@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from tests.bench.convergence import _UPLINK as UPLINK
+from tests.bench.convergence import UPLINK
 from tests.bench.one_node import BUCKETS, ENDPOINTS
 from tests.testbed.host import Host
 from tests.testbed.namespaces import REPOSITORY
