@@ -38,7 +38,7 @@ class Metrics:
         self.routes = gauge("routes", "Routes of bucket tables that the kernel has.")
         self.problems = gauge("problems", "Objects with something wrong, by reason.", "reason")
         self.attachments = gauge("attachments", "Attachment records of this node's pods.")
-        self.draining = gauge("draining", "1 while this node is drained, else 0.")
+        self.draining = gauge("draining", "1 while this node forwards and is not announced, else 0.")
         self.last_success = gauge(
             "last_success_timestamp_seconds", "When the last comparison of wanted with present state succeeded."
         )

@@ -9,6 +9,7 @@ from cni_plugin.netlink import NetlinkError
 from cni_plugin.tunnel import MPLS
 from node_helper.bucket_store import BucketStore, FolderBucketStore
 from node_helper.buckets import BucketTable
+from node_helper.ingress_part import IngressPart
 from node_helper.kernel.facts import FactsReader
 from node_helper.kernel.host import Host
 from node_helper.kernel.modules import MplsModules
@@ -24,7 +25,7 @@ from node_helper.plan.state import HostFacts, HostWanted, RouterPresent, RouterW
 from node_helper.pods import PodKeeper, PodRound
 from node_helper.service_index import ServiceIndex
 from node_helper.services import Resolver, TunnelService
-from node_helper.settings import INGRESS, NODE, Settings, draining_mark, has_labels
+from node_helper.settings import INGRESS, NODE, Settings, draining_mark
 from node_helper.tables import TableKeeper, TableReader, TableRound
 
 _UNKNOWN_NODE = (
@@ -56,7 +57,8 @@ class Round:
     host: HostWanted
     problems: tuple[Problem, ...]
     ingress: bool
-    draining: bool
+    draining: str
+    """Why this node announces no VIP, in words; empty where it does."""
     handovers: Handovers = field(default_factory=dict)
     pods_changed: Mapping[str, list[str]] = field(default_factory=dict)
     attachments: int = 0
@@ -82,6 +84,7 @@ class Reconciler:
         self.news.follow_host(self._host.route)
         self._facts = FactsReader(self._host.route)
         self._modules = MplsModules()
+        self._part = IngressPart(settings)
         self._resolver = Resolver(settings.vip_rules, settings.mode)
         self._index = ServiceIndex()
         self._planner = IngressPlanner(settings.node, settings.buckets, settings.seed)
@@ -119,8 +122,9 @@ class Reconciler:
         labels = any(service.mode == MPLS for service in resolution.services)
         if labels:
             self._modules.load(full)
-        ingress = self._is_ingress(node)
-        draining = draining_mark(settings.state_dir).exists()
+        drained = draining_mark(settings.state_dir).exists()
+        part = self._part.play(node, drained, INGRESS in settings.roles and self._router.exists())
+        ingress = part.forwards
         pods = PodRound()
         handovers: Handovers = {}
         local = self._handovers.local(resolution.services, index, snapshot.pods) if NODE in settings.roles else {}
@@ -142,7 +146,7 @@ class Reconciler:
         facts = self._facts.read(node, endpoints | pods.tunnelled_ips, self.news.take(), full)
         router: RouterWanted | None = None
         if ingress:
-            router, host, more = self._planner.plan(resolution.services, tables.tables, facts, draining)
+            router, host, more = self._planner.plan(resolution.services, tables.tables, facts, bool(part.silent))
             problems += more
         else:
             host = HostWanted(vips=all_vips(resolution.services))
@@ -167,7 +171,7 @@ class Reconciler:
             host=host,
             problems=tuple(sorted({*problems, *tables.problems, *pods.problems})),
             ingress=ingress,
-            draining=draining,
+            draining=part.silent,
             handovers=handovers,
             pods_changed=pods.changed,
             attachments=pods.attachments,
@@ -177,7 +181,8 @@ class Reconciler:
             served_changed=served_changed,
             table_writes=tables.written,
             again_in=min(
-                [wait for wait in (tables.again_in, _CHAINS_AGAIN if trouble else None) if wait], default=None
+                [wait for wait in (tables.again_in, _CHAINS_AGAIN if trouble else None, part.ends_in) if wait],
+                default=None,
             ),
         )
 
@@ -195,12 +200,6 @@ class Reconciler:
         if labels != self._senders.labels:
             self._senders = replace(self._senders, labels=labels)
         return self._senders
-
-    def _is_ingress(self, node: Node | None) -> bool:
-        if INGRESS not in self._settings.roles:
-            return False
-        selector = self._settings.ingress_selector
-        return not selector or (node is not None and has_labels(node.labels, selector))
 
     def _apply(
         self, router: RouterWanted | None, host: HostWanted, facts: HostFacts, full: bool

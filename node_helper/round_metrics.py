@@ -23,7 +23,7 @@ def follow(metrics: Metrics, last: Callable[[], Round | None]) -> None:
         metrics.vips.labels("forwarded"): lambda r: _served(r, FORWARDED),
         metrics.routes: lambda r: r.routes,
         metrics.attachments: lambda r: r.attachments,
-        metrics.draining: lambda r: int(r.draining),
+        metrics.draining: lambda r: int(bool(r.draining)),
     }
     for gauge, read in table.items():
         gauge.set_function(_of(last, read))

@@ -52,7 +52,8 @@ def status(
         problems, passed = ([p for p in some if p["object"] in shown] for some in (problems, passed))
     return head | {
         "ingress": result.ingress,
-        "draining": result.draining,
+        "draining": bool(result.draining),
+        "draining_why": result.draining,
         "addresses": list(result.facts.addresses),
         "attachments": result.attachments,
         "nodes": [_node(node, settings) for _, node in sorted(result.snapshot.nodes.items())],

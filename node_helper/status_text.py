@@ -59,7 +59,7 @@ def _failure(shown: Mapping[str, Any], now: datetime) -> Iterator[str]:
 def _ingress(shown: Mapping[str, Any]) -> str:
     if not shown["ingress"]:
         return "no (the Node lacks the ingress label)"
-    return "draining: forwards, is not announced" if shown["draining"] else "serving"
+    return f"draining: forwards, is not announced: {shown['draining_why']}" if shown["draining"] else "serving"
 
 
 def _nodes(nodes: Sequence[Mapping[str, Any]], all_of_it: bool) -> str:

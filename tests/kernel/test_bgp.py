@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from node_helper.ingress_part import EXCLUDED
 from tests.testbed import traffic
 from tests.testbed.bird import Routing, dead
 from tests.testbed.holding import Held
@@ -106,3 +107,36 @@ def test_a_node_that_is_suddenly_dead_is_out_by_bfd_and_costs_no_connection(
         announced_by(all_announce, BOTH)
         report = held.report()
         assert (report.lost, report.moved) == (0, 0)
+
+
+def test_a_node_that_is_cordoned_is_announced_as_before(all_announce: tuple[Scene, Routing]) -> None:
+    scene, routing = all_announce
+    node = scene.cluster.nodes["ingress1"]
+    scene.objects.apply_node(node, unschedulable=True)
+    scene.helpers["ingress1"].process.send_signal(signal.SIGHUP)
+    scene.settle()
+    assert all(routing.paths(vip) == BOTH for vip in VIPS.values())
+    scene.objects.apply_node(node)
+
+
+@pytest.mark.parametrize("label", ["node", EXCLUDED])
+def test_a_node_that_is_to_leave_is_announced_no_more_and_forwards_for_a_while(
+    all_announce: tuple[Scene, Routing], label: str
+) -> None:
+    """By the loss of the ingress label, or by Kubernetes' label that keeps load balancers away."""
+    scene, _ = all_announce
+    node = scene.cluster.nodes["ingress1"]
+    labels = dict(node.labels)
+    with Held(scene.cluster.client, VIPS[4], 8080, 100) as held:
+        if label == EXCLUDED:
+            node.labels[EXCLUDED] = ""
+        else:
+            del node.labels[label]
+        scene.objects.apply_node(node)
+        announced_by(all_announce, {"ingress2"})
+        assert "proto 117" in node.host.run("ip", "route", "show", VIPS[4]).stdout
+        assert label in scene.helper_command("ingress1", "status")
+        node.labels = labels
+        scene.objects.apply_node(node)
+        announced_by(all_announce, BOTH)
+        assert held.report().lost == 0

@@ -119,7 +119,8 @@ class ClusterObjects(ABC):
         kept = {key: value for key, value in wanted.items() if value is not None}
         self.apply({**before, "metadata": {**before["metadata"], "annotations": kept}})
 
-    def apply_node(self, node: Node) -> None:
+    def apply_node(self, node: Node, **spec: Any) -> None:
+        """`spec`: further fields of the Node's spec, as `unschedulable`."""
         self.apply(
             {
                 "apiVersion": "v1",
@@ -128,6 +129,7 @@ class ClusterObjects(ABC):
                 "spec": {
                     "podCIDR": str(node.pod_cidrs[0]),
                     "podCIDRs": [str(cidr) for cidr in node.pod_cidrs],
+                    **spec,
                 },
                 "status": {
                     "addresses": [{"type": "InternalIP", "address": address} for address in node.addresses.values()]

@@ -28,6 +28,7 @@ STATUS: dict[str, Any] = {
     "synced": True,
     "ingress": True,
     "draining": False,
+    "draining_why": "",
     "addresses": ["10.1.1.2"],
     "attachments": 3,
     "last_failure": None,

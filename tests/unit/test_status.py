@@ -39,9 +39,9 @@ def status(
     return status_of(settings, result, uptime, history.times(), patterns=patterns, **times)
 
 
-def one_round(served: TunnelService, reach: tuple[str, ...] = REACH, draining: bool = False) -> Round:
+def one_round(served: TunnelService, reach: tuple[str, ...] = REACH, draining: str = "") -> Round:
     stored, host_facts = tables([served], 8), facts(reach)
-    _, host, problems = plan_ingress([served], stored, host_facts, ME, 8, 1, draining)
+    _, host, problems = plan_ingress([served], stored, host_facts, ME, 8, 1, bool(draining))
     return Round(
         Snapshot(), (served,), ServiceIndex([served]), stored, host_facts, host, tuple(problems), True, draining
     )
@@ -82,10 +82,10 @@ def test_an_endpoint_that_is_not_reached_from_here_has_no_buckets_here() -> None
 
 
 def test_a_draining_node_announces_nothing_and_forwards_all() -> None:
-    shown = status(SETTINGS, one_round(service(endpoints=ENDS), draining=True), 60)
+    shown = status(SETTINGS, one_round(service(endpoints=ENDS), draining="drained"), 60)
     assert shown["services"][0]["announced"] == []
     assert shown["services"][0]["forwarded"] == list(VIPS)
-    assert "draining: forwards, is not announced" in as_text(shown)
+    assert "draining: forwards, is not announced: drained" in as_text(shown)
 
 
 def test_a_node_that_is_no_ingress_node_shows_no_buckets() -> None:
