@@ -17,7 +17,8 @@ from cni_plugin import peer, trust
 
 _NAME = "\0service-tunnel/{}"
 _PATIENCE = 2.0
-"""Seconds to wait for the holder of a name to listen, which it does in the next moment, or for its end."""
+"""Seconds to wait for a name to become free: that of a helper that was killed can outlive it for a moment, in a program
+that it was just starting."""
 
 
 class AnotherHelper(Exception):
@@ -61,8 +62,8 @@ def _held(role: str) -> socket.socket:
             mine.close()
             if error.errno != errno.EADDRINUSE:
                 raise
-        if (other := _holder(role)) is not None or time.monotonic() > deadline:
-            raise AnotherHelper(_words(role, other))
+        if time.monotonic() > deadline:
+            raise AnotherHelper(_words(role, _holder(role)))
         time.sleep(0.01)
 
 
