@@ -5,14 +5,21 @@ A backend is a source of snapshots for the event loop together with the store th
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from node_helper.bucket_store import BucketStore, FolderBucketStore
-from node_helper.model import Problem, Snapshot
+from node_helper.kernel.router import Router
+from node_helper.model import ObjectKey, Problem, Snapshot
 from node_helper.settings import INGRESS, Settings
+from node_helper.sources.last_objects import LastObjects
 from node_helper.sources.manifests import ManifestFolder
+
+FROM_STATE_AFTER = 10.0
+"""Seconds that the API server has after the start, until the state folder is looked at."""
 
 
 class BackendError(Exception):
@@ -93,6 +100,12 @@ class _Kubernetes(Backend):
         self._source = KubernetesSource(api, settings.roles, settings.node)
         self._tables = AnnotationBucketStore(api, self._source)
         self.store = self._tables
+        self._last = LastObjects(settings.state_dir)
+        self._patience = threading.Timer(FROM_STATE_AFTER, self._lose_patience)
+        self._patience.daemon = True
+        self._patience.start()
+        self._kept: Snapshot | None = None
+        """What is served while the API server has not been reached at all, and the kernel is empty, too."""
         # Of all helpers that see a problem those of ingress nodes may write Events.
         self._events = EventTeller(api, settings.node) if INGRESS in settings.roles else None
 
@@ -103,7 +116,25 @@ class _Kubernetes(Backend):
         return self._source.drain()
 
     def read(self) -> Snapshot | None:
-        return self._source.read()
+        snapshot = self._source.read()
+        if snapshot is None:
+            return self._kept
+        self._kept = None
+        self._last.offer(snapshot)
+        return snapshot
+
+    def _lose_patience(self) -> None:
+        """The API server has had its time: a node that forwards nothing yet begins with what was known last.
+
+        One that forwards goes on with what its kernel has, which is no older. Runs in a thread of its own.
+        """
+        if self._source.read() is not None or Router().exists() or (found := self._last.load()) is None:
+            return
+        snapshot, age = found
+        why = f"it was not reached since the start; what was known {age:.0f} s before is in use: {self.trouble()}"
+        problem = Problem("Source", ObjectKey("", "kubernetes"), "ApiUnreachable", f"{self.name}: {why}")
+        self._kept = replace(snapshot, problems=(*snapshot.problems, problem))
+        self._source.wake()
 
     def trouble(self) -> str:
         return self._source.trouble()
@@ -115,7 +146,9 @@ class _Kubernetes(Backend):
                 self._events.tell(problem, service)
 
     def close(self) -> None:
+        self._patience.cancel()
         self._source.close()
+        self._last.close()
         self._tables.close()
         if self._events is not None:
             self._events.close()

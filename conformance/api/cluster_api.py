@@ -24,6 +24,13 @@ class ClusterApi(ClusterObjects):
         super().__init__()
         self._control = control
 
+    def stop_server(self) -> None:
+        """As a crash does."""
+        self._control.stop("kube-apiserver", kill=True)
+
+    def start_server(self) -> None:
+        self._control.start_api()
+
     @property
     def options(self) -> Sequence[str]:
         ranges = ("198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import ssl
 import subprocess
 import tempfile
@@ -15,7 +16,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,9 @@ class ControlPlane:
             f"--initial-advertise-peer-urls={peers}", f"--initial-cluster=default={peers}",
         )  # fmt: skip
 
+        # An API server that does not find it within twenty seconds, which a busy machine may take, gives up.
+        self._wait(lambda: self.host.call(_listens, _ETCD), "etcd")
+
     def start_api(self, *flags: str, port: int = API_PORT) -> None:
         """Returns when it is ready; at another port only kubeconfigs made from then on lead to it."""
         self._port = port
@@ -190,17 +194,23 @@ class ControlPlane:
             self._running[program] = self.host.popen(*command, stdout=log, stderr=subprocess.STDOUT)
 
     def _wait_ready(self) -> None:
+        command = (self._programs["kubectl"], f"--kubeconfig={self.kubeconfig()}", "get", "--raw=/readyz")
+        self._wait(lambda: self.host.run(*command, check=False).returncode == 0, "kube-apiserver")
+
+    def _wait(self, ready: Callable[[], bool], awaited: str) -> None:
         deadline = time.monotonic() + _PATIENCE
-        while True:
+        while not ready():
             for program, process in self._running.items():
                 if process.poll() is not None:
                     raise TestbedError(f"{program} ended:\n{self._log(program)}")
-            command = (self._programs["kubectl"], f"--kubeconfig={self.kubeconfig()}", "get", "--raw=/readyz")
-            if self.host.run(*command, check=False).returncode == 0:
-                return
             if time.monotonic() > deadline:
-                raise TestbedError(f"kube-apiserver is not ready:\n{self._log('kube-apiserver')}")
+                raise TestbedError(f"{awaited} is not ready:\n{self._log(awaited)}")
             time.sleep(0.1)
 
     def _log(self, program: str) -> str:
         return (self.folder / f"{program}.log").read_text()[-3000:]
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -139,6 +139,33 @@ def test_a_helper_that_starts_anew_changes_nothing(scene: Scene) -> None:
     assert scene.cluster.client.call(traffic.udp_flows, VIPS[4], 8080, flows) == before
 
 
+@pytest.mark.parametrize("scene", ["API server"], indirect=True)
+def test_a_fresh_node_serves_from_its_state_folder_while_the_api_server_is_away(scene: Scene) -> None:
+    """As after a reboot: nothing of ours in the kernel, and nobody to ask; the table is the one that was stored."""
+    assert isinstance(scene.objects, ClusterApi)
+    flows = [(source, 20000) for source in scene.cluster.client_addresses(4, 40)]
+    scene.cluster.announce(VIPS[4], ["ingress1"])
+    before = scene.cluster.client.call(traffic.udp_flows, VIPS[4], 8080, flows)
+    scene.objects.stop_server()
+    try:
+        scene.helpers["ingress1"].stop()
+        host = scene.cluster.nodes["ingress1"].host
+        host.run("ip", "netns", "del", "service-tunnel")
+        assert not any(scene.cluster.client.call(traffic.udp_flows, VIPS[4], 8080, flows[:2]).values())
+        scene.start_helpers(["ingress1"])
+        assert "ApiUnreachable" in {problem["reason"] for problem in scene.helpers["ingress1"].status()["problems"]}
+        assert scene.cluster.client.call(traffic.udp_flows, VIPS[4], 8080, flows) == before
+    finally:
+        scene.objects.start_server()
+        scene.cluster.announce(VIPS[4], None)
+    scene.wait(lambda: "ApiUnreachable" not in reasons(scene), "the API server")
+    (pod,) = scene.add_pods([("worker1", "pod9")], {"app": "web"})
+    scene.sync()
+    scene.settle()
+    scene.remove_pod(pod)
+    scene.settle()
+
+
 def reasons(scene: Scene) -> set[str]:
     """Of the problems that ingress nodes see."""
     problems = scene.helpers["ingress2"].status()["problems"]
