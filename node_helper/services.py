@@ -320,7 +320,27 @@ def _reachable(
         # A packet encapsulated towards a VIP would come back to be encapsulated again, without end.
         message = f"Service {service.key}: {_named(loops)} among its endpoints is a VIP and gets no traffic; remove it"
         problems.append(_problem(service, "EndpointIsVIP", message))
-    return tuple(reachable)
+    return _one_of_each_address(reachable, snapshot)
+
+
+def _one_of_each_address(endpoints: list[Endpoint], snapshot: Snapshot) -> tuple[Endpoint, ...]:
+    """Addresses are given to new pods while a slice still names the pod before: only who has it now counts.
+
+    Conditions decide first, since every node sees the same of these; the pods that it knows are another node's others.
+    """
+    if len({endpoint.address for endpoint in endpoints}) == len(endpoints):
+        return tuple(endpoints)
+
+    def claim(endpoint: Endpoint) -> tuple[bool, bool, bool, bool]:
+        pod = snapshot.pods.get(endpoint.pod) if endpoint.pod is not None else None
+        has_it = pod is not None and endpoint.address in pod.ips and not (pod.finished or pod.terminating)
+        return endpoint.ready and not endpoint.terminating, not endpoint.terminating, endpoint.serving, has_it
+
+    chosen: dict[IPAddress, Endpoint] = {}
+    for endpoint in endpoints:
+        if endpoint.address not in chosen or claim(endpoint) > claim(chosen[endpoint.address]):
+            chosen[endpoint.address] = endpoint
+    return tuple(chosen.values())
 
 
 def _on_host_network(endpoint: Endpoint, snapshot: Snapshot, node_addresses: frozenset[IPAddress]) -> bool:

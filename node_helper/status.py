@@ -9,9 +9,8 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from cni_plugin import __version__
-from node_helper.buckets import effective
 from node_helper.model import Node
-from node_helper.plan.ingress import bucket_chains, reachable
+from node_helper.plan.ingress import bucket_ways, reachable
 from node_helper.plan.state import ANNOUNCED, FORWARDED
 from node_helper.problem_history import Occurrence, ProblemTimes
 from node_helper.reconcile import Round
@@ -99,10 +98,10 @@ def _service(service: TunnelService, result: Round, settings: Settings) -> dict[
     moves: Counter[tuple[str, str]] = Counter()
     table = result.tables.get(service.key)
     if table is not None and result.ingress:
-        programmed = effective(table, reachable(service, result.facts, settings.node))
-        owners.update(owner for owner in programmed if owner is not None)
-        chains = bucket_chains(service, table, programmed, result.facts, settings.node)
-        moves.update((chain[0], owner) for owner, chain in zip(programmed, chains, strict=True) if owner and chain)
+        usable = reachable(service, result.facts, settings.node)
+        ways = bucket_ways(service, table, usable, result.facts, settings.node)
+        owners.update(owner for owner, _ in ways if owner is not None)
+        moves.update((chain[0], owner) for owner, chain in ways if owner and chain)
     vips, served = [str(vip) for vip in service.vips], result.host.served
     return {
         "name": str(service.key),

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from node_helper.buckets import BucketTable, effective
+from node_helper.buckets import BucketTable
 from node_helper.chains import chain_id
 from node_helper.hmark import Flow, bucket
 from node_helper.model import ObjectKey
-from node_helper.plan.ingress import bucket_chains, reachable
+from node_helper.plan.ingress import bucket_ways, of_version, reachable, ways_by
 from node_helper.plan.state import FIRST_TABLE, HostFacts
 from node_helper.services import TunnelService
 
@@ -31,13 +31,14 @@ def trace(
     if not facts.address(flow.destination.version):
         raise LookupError(f"{node} has no IPv{flow.destination.version} address, so {destination} is not served there")
     table = tables.get(service.key)
-    usable = reachable(service, facts, node)
-    if table is None or not usable:
+    version, usable = flow.destination.version, reachable(service, facts, node)
+    able = of_version(service, usable, version)
+    if table is None or not able:
         raise LookupError(f"Service {service.key} has no usable endpoint that {node} can reach")
     number = bucket(flow, buckets, seed, addresses_only=service.affinity)
-    owners = effective(table, usable)
-    endpoint = owners[number]
-    previous = bucket_chains(service, table, owners, facts, node)[number]
+    endpoint, previous = ways_by(version, service, table, able, bucket_ways(service, table, usable, facts, node))[
+        number
+    ]
     stored = table.owner(number)
     pods = {str(e.address): str(e.pod or "") for e in service.endpoints}
     path = facts.paths.get(endpoint or "")

@@ -28,6 +28,10 @@ MINIMUM_MTU = {4: 576, 6: IPV6_MINIMUM_MTU}
 """RFC 791 and RFC 8200: no path may be smaller, so a smaller route MTU would be refused or ignored."""
 
 
+Way = tuple[str | None, Chain]
+"""Who has a bucket on this node, and who had it before."""
+
+
 def candidates(service: TunnelService, node: str) -> tuple[str, ...]:
     """Endpoints that this node may send a Service's packets to.
 
@@ -44,6 +48,22 @@ def reachable(service: TunnelService, facts: HostFacts, node: str) -> tuple[str,
     if service.mode == MPLS and not facts.mpls:
         return ()
     return tuple(endpoint for endpoint in candidates(service, node) if endpoint in facts.paths)
+
+
+def of_version(service: TunnelService, addresses: tuple[str, ...], version: int) -> tuple[str, ...]:
+    """Of these endpoints those that can answer clients of an IP version, because they have an address of it.
+
+    Where no endpoint of the Service has one all are tried: either their way back is there for another reason, or
+    nothing is lost.
+    """
+    others = _without(service, version)
+    return tuple([address for address in addresses if address not in others]) if others else addresses
+
+
+def _without(service: TunnelService, version: int) -> frozenset[str]:
+    """Endpoints that have no address of an IP version, while others have."""
+    found = frozenset(str(e.address) for e in service.endpoints if all(own.version != version for own in e.addresses))
+    return found if len(found) < len(service.endpoints) else frozenset()
 
 
 def node_local(service: TunnelService) -> bool:
@@ -232,11 +252,9 @@ def _plan_service(
         return _Part({}, {}, names, frozenset(), frozenset(), devices, ())
     usable = reachable(service, facts, node)
     problems = [_unreachable(service, e, facts) for e in endpoints if e not in usable]
-    owners = effective(table, usable)
     local = {str(e.address): e.node == node for e in service.endpoints}
-    ways = list(zip(owners, bucket_chains(service, table, owners, facts, node), strict=True))
-    distinct = sorted({(owner, chain) for owner, chain in ways if owner is not None})
-    limit_of_all = _mtu(service, usable, distinct, facts)
+    ways_of_all = bucket_ways(service, table, usable, facts, node)
+    limit_of_all = _mtu(service, usable, {(owner, chain) for owner, chain in ways_of_all if owner is not None}, facts)
     vips: dict[str, VipBuckets] = {}
     limits: dict[str, int] = {}
     sources: set[str] = set()
@@ -246,8 +264,11 @@ def _plan_service(
             message = f"Service {service.key}: {node} has no IPv{vip.version} address, so {vip} is not served there"
             problems.append(Problem("Service", service.key, "NoNodeAddress", message))
             continue
-        if not usable:
+        able = of_version(service, usable, vip.version)
+        if not able:
             continue
+        ways = ways_by(vip.version, service, table, able, ways_of_all)
+        distinct = sorted({(owner, chain) for owner, chain in ways if owner is not None})
         hop_of: dict[tuple[str | None, Chain], Hop] = {
             (owner, chain): _hop(vip, service, owner, chain, local[owner], facts, labels) for owner, chain in distinct
         }
@@ -260,20 +281,36 @@ def _plan_service(
     return _Part(vips, limits, names, frozenset(sources), frozenset(tunnels), devices, tuple(problems))
 
 
+def ways_by(
+    version: int, service: TunnelService, table: BucketTable, able: tuple[str, ...], ways: list[Way]
+) -> list[Way]:
+    """Those of `bucket_ways` among the endpoints of one IP version: a bucket of another falls to one of these.
+
+    Pods know the ids of the chains of all endpoints, and of these without some members, but no others.
+    """
+    if not _without(service, version):
+        return ways
+    return [
+        (owner, of_version(service, chain, version) if owner == of_all else ())
+        for owner, (of_all, chain) in zip(effective(table, able), ways, strict=True)
+    ]
+
+
 def all_vips(services: Iterable[TunnelService]) -> frozenset[str]:
     return frozenset(str(vip) for service in services for vip in service.vips)
 
 
-def bucket_chains(
-    service: TunnelService, table: BucketTable, owners: tuple[str | None, ...], facts: HostFacts, node: str
-) -> tuple[Chain, ...]:
-    """Who had each bucket before, given who has it on this node.
+def bucket_ways(
+    service: TunnelService, table: BucketTable, usable: tuple[str, ...], facts: HostFacts, node: str
+) -> list[Way]:
+    """Of each bucket, with `usable` those that are reachable from here.
 
     Not who takes traffic and is only not reached from here: elsewhere it has its buckets, so pods know nothing of that.
     """
     missed = set(candidates(service, node)).difference(reachable(service, facts, node))
     alive = {str(endpoint.address) for endpoint in service.endpoints} - missed
-    return chains(table, owners, alive, local_endpoints(service, node))
+    owners = effective(table, usable)
+    return list(zip(owners, chains(table, owners, alive, local_endpoints(service, node)), strict=True))
 
 
 def _hop(

@@ -16,9 +16,12 @@ ADDRESSES = ("10.1.1.2", "fd00:1::2")
 VIPS = ("198.51.100.7", "2001:db8::7")
 
 
-def endpoint(address: str, node: str = OTHER, ready: bool = True, terminating: bool = False) -> Endpoint:
+def endpoint(
+    address: str, node: str = OTHER, ready: bool = True, terminating: bool = False, further: Iterable[str] = ()
+) -> Endpoint:
+    """`further`: what the pod has besides the address by which it is known, of the other IP version."""
     pod = ObjectKey("shop", f"pod-{address}")
-    return Endpoint((ip_address(address),), pod, node, ready, ready, terminating)
+    return Endpoint(tuple(map(ip_address, (address, *further))), pod, node, ready, ready, terminating)
 
 
 def service(

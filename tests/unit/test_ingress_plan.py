@@ -145,6 +145,44 @@ def test_an_endpoint_on_ipv6_is_reached_over_ipv6() -> None:
     assert set(router.vips[VIPS[0]].hops) == {Hop(4, VXLAN_GPE, "fd00:2::5", ADDRESSES[1])}
 
 
+BOTH, FOUR, SIX = endpoint("10.244.2.1", further=["fd00:2::1"]), endpoint("10.244.2.2"), endpoint("fd00:2::3")
+
+
+def owners_of(router: RouterWanted, version: int) -> list[str]:
+    return [hop.endpoint for hop in router.vips[VIPS[0] if version == 4 else VIPS[1]].hops if hop is not None]
+
+
+def test_a_vip_leads_to_endpoints_with_an_address_of_its_ip_version() -> None:
+    """The others could not answer: a pod without IPv6 has no way back to a client that has nothing else."""
+    served = service(endpoints=[BOTH, FOUR, SIX])
+    host = facts(["10.244.2.1", "10.244.2.2", "fd00:2::3"])
+    router, wanted, problems = plan(served, host=host)
+    four, six = owners_of(router, 4), owners_of(router, 6)
+    assert (set(four), set(six)) == ({"10.244.2.1", "10.244.2.2"}, {"10.244.2.1", "fd00:2::3"})
+    assert len(four) == len(six) == BUCKETS
+    assert all(a == b for a, b in zip(four, six, strict=True) if a == "10.244.2.1" == b)
+    assert set(wanted.served) == set(VIPS) and problems == []
+    everywhere = tables([served], BUCKETS)[served.key]
+    for bucket in range(BUCKETS):
+        owner = everywhere.owner(bucket)
+        assert owner in (four[bucket], six[bucket]), "buckets of who can answer stay with it"
+
+
+def test_a_vip_of_which_no_endpoint_with_its_ip_version_is_ready_is_not_served() -> None:
+    served = service(endpoints=[FOUR, endpoint("fd00:2::3", ready=False)])
+    router, wanted, _ = plan(served, host=facts(["10.244.2.2", "fd00:2::3"]))
+    assert set(wanted.served) == set(router.vips) == {VIPS[0]}
+
+
+def test_previous_owners_of_another_ip_version_are_not_handed_flows() -> None:
+    served = service(endpoints=[BOTH, endpoint("10.244.2.2", terminating=True), SIX])
+    host = facts(["10.244.2.1", "10.244.2.2", "fd00:2::3"])
+    router, _ = plan_moved(served, moved(served, ["10.244.2.2", "fd00:2::3"]), host)
+    ids = {version: {hop.tunnel_id for hop in router.vips[VIPS[version // 6]].hops if hop} for version in (4, 6)}
+    assert ids[4] == {TUNNEL_ID, chain_id(["10.244.2.2"])}
+    assert chain_id(["10.244.2.2"]) not in ids[6]
+
+
 @pytest.mark.parametrize(
     ("mode", "mtu", "expected"),
     [(VXLAN_GPE, 1500, 1464), (GRE, 1500, 1476), (VXLAN_GPE, 9000, 8964), (VXLAN_GPE, 1450, 1414)],

@@ -335,6 +335,32 @@ class TestEndpoints:
         assert problem.reason == "HostNetworkPod"
         assert "shop/known, shop/unknown" in problem.message
 
+    @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+    @pytest.mark.parametrize(
+        "before",
+        [
+            {"ready": False, "serving": True, "terminating": True},
+            {"ready": False, "serving": False},
+            {"ready": True},  # the slice is older than the end of the pod
+        ],
+    )
+    def test_an_address_that_went_to_another_pod_is_one_endpoint_and_the_new_pods(
+        self, before: Mapping[str, bool], order: tuple[int, int]
+    ) -> None:
+        old, new = ObjectKey("shop", "z-old"), pod("new", "10.244.9.1")
+        entries = (endpoint("10.244.9.1", old, **before), endpoint("10.244.9.1", new.key))
+        seen = snapshot(service(), pods=(new,), endpoints={WEB: tuple(entries[n] for n in order)})
+        (served,) = tunnel_services(seen, ANY, VXLAN_GPE).services
+        assert [entry.pod for entry in served.endpoints] == [new.key]
+        assert served.usable == ("10.244.9.1",)
+
+    def test_of_two_pods_with_one_address_a_finished_one_does_not_count(self) -> None:
+        done, new = pod("a-done", "10.244.9.1", finished=True), pod("new", "10.244.9.1")
+        entries = (endpoint("10.244.9.1", done.key), endpoint("10.244.9.1", new.key))
+        seen = snapshot(service(), pods=(done, new), endpoints={WEB: entries})
+        (served,) = tunnel_services(seen, ANY, VXLAN_GPE).services
+        assert [entry.pod for entry in served.endpoints] == [new.key]
+
     def test_an_endpoint_without_pod_gets_traffic(self) -> None:
         seen = snapshot(service(selector={}), endpoints={WEB: (endpoint("203.0.113.5"),)})
         (served,) = tunnel_services(seen, ANY, VXLAN_GPE).services

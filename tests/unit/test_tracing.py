@@ -55,6 +55,20 @@ def test_it_names_the_endpoint_to_which_the_planned_router_sends(
         assert found["table"] == FIRST_TABLE + found["bucket"]
 
 
+def test_it_agrees_where_endpoints_have_one_ip_version_only() -> None:
+    served = service(endpoints=[*ENDS[2:], endpoint("fd00:2::3"), endpoint("10.244.2.9", further=["fd00:2::9"])])
+    table = rebalance(None, served.uid, [str(e.address) for e in served.endpoints[:3]], BUCKETS)
+    stored = {served.key: rebalance(table, served.uid, served.usable, BUCKETS, served.usable, served.usable)}
+    host_facts = facts(served.usable)
+    router, _, _ = plan_ingress([served], stored, host_facts, ME, BUCKETS, SEED)
+    for vip in VIPS:
+        for number in range(100):
+            found = trace(flow(number, vip), [served], stored, host_facts, ME, BUCKETS, SEED)
+            hop = router.vips[vip].hops[found["bucket"]]
+            assert hop is not None
+            assert (found["endpoint"], found["tunnel_id"]) == (hop.endpoint, hop.tunnel_id)
+
+
 def test_it_names_all_that_an_operator_wants_to_know() -> None:
     served = service(endpoints=ENDS[2:3])
     found = trace(flow(), [served], tables([served], BUCKETS), facts(REACH), ME, BUCKETS, SEED)
