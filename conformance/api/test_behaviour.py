@@ -13,7 +13,7 @@ from conformance.api.conftest import install
 from conformance.api.control_plane import ControlPlane
 from tests.testbed import traffic
 from tests.testbed.cluster import CLIENT, Cluster
-from tests.testbed.manifests import ClusterObjects, service_port
+from tests.testbed.manifests import service_port
 from tests.testbed.scene import VIPS, Helper, Scene
 
 PLACES = (("worker1", "pod1"), ("worker1", "pod2"), ("worker2", "pod3"))
@@ -39,20 +39,25 @@ class ByRoles(Scene):
         return found
 
 
+def control_at_router(cluster: Cluster, stack: ExitStack) -> ControlPlane:
+    """A control plane that every node of a testbed reaches, with the rights of an installation."""
+    cluster.router.run("ip", "link", "set", "lo", "up")
+    address = cluster.nodes["ingress1"].gateways[4]
+    programs = peers.ensure(peers.ETCD), peers.ensure(peers.KUBERNETES)
+    control = stack.enter_context(ControlPlane(*programs, cluster.router, address))
+    install(control)
+    return control
+
+
 @pytest.fixture(scope="module", params=["folder", "API server", "API server, roles apart"])
 def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
     with ExitStack() as stack:
 
-        def in_an_api_server(cluster: Cluster) -> ClusterObjects:
-            cluster.router.run("ip", "link", "set", "lo", "up")
-            address = cluster.nodes["ingress1"].gateways[4]  # the router's, which every node reaches
-            programs = peers.ensure(peers.ETCD), peers.ensure(peers.KUBERNETES)
-            control = stack.enter_context(ControlPlane(*programs, cluster.router, address))
-            install(control)
-            return ClusterApi(control)
+        def api(cluster: Cluster) -> ClusterApi:
+            return ClusterApi(control_at_router(cluster, stack))
 
         kind = ByRoles if request.param.endswith("apart") else Scene
-        made = stack.enter_context(kind(objects=None if request.param == "folder" else in_an_api_server))
+        made = stack.enter_context(kind(objects=None if request.param == "folder" else api))
         made.apply_service()
         made.add_pods(PLACES, {"app": "web"})
         made.sync()

