@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from conformance.chains import NETWORK, POD, RUN_DIR, Libcni, chain
+from conformance.chains import NETWORK, OURS, POD, RUN_DIR, Libcni, chain
 from conformance.contract.calls import VERSIONS, speaks
 from conformance.contract.world import changes
+from install.node.installer import Target, put_entry, take_entry_out
 from tests.fake_helper import NONE, FakeHelper, tunnels
 from tests.testbed.cluster import NodeSpec
 from tests.testbed.cni import Conflist, Pod
@@ -209,3 +210,18 @@ def test_a_pod_is_deleted_after_its_namespace_is_gone(libcni: Libcni) -> None:
     libcni.host.run("ip", "netns", "del", "pod")
     libcni.run("del", POD_ARGUMENTS, MAPPINGS)
     assert list(libcni.host.path(f"{RUN_DIR}/attachments").iterdir()) == []
+
+
+@pytest.mark.parametrize("inlined", [True, False])
+def test_what_the_installer_drops_into_the_networks_folder_is_run_by_libcni(libcni: Libcni, inlined: bool) -> None:
+    alone = chain({}, version="1.0.0", before=[MAIN["ptp"]], after=[])
+    libcni.configure({**alone, "plugins": alone["plugins"][:1]})
+    target = Target(Path("/run"), Path("/run/net.d"), Path(), {**OURS, **STANDALONE}, drop_in=not inlined)
+    libcni.host.call(put_entry, target, mounts=True)
+    assert libcni.host.path(f"/run/net.d/{NETWORK}/service-tunnel.conf").exists() != inlined
+    libcni.run("add")
+    assert VIPS[4] in libcni.pod("ip", "addr", "show", "dev", "lo")
+    libcni.run("del")
+    assert [seen.verb for seen in libcni.seen()] == ["ADD", "DEL"]
+    libcni.host.call(take_entry_out, target.conf_dir, target.say, mounts=True)
+    assert [path.name for path in libcni.host.path("/run/net.d").iterdir()] == ["10-testbed.conflist"]

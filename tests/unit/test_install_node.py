@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from inotify_simple import INotify, flags
 
 from install.node import files, store
 from install.node.chain import TYPE, ConfigUnusable, Remove, Write, installation
@@ -201,6 +202,21 @@ def test_a_primary_that_writes_all_the_time_loses_no_version_and_readers_see_who
     install(target)
     assert not lost and types(path) == ["bridge", "portmap", TYPE]
     assert json.loads(path.read_text())["x-version"] == 199
+
+
+@pytest.mark.parametrize("name", ["10.conflist", "10.conf"])
+def test_runtimes_that_pass_over_created_files_are_told_when_all_is_in_place(target: Target, name: str) -> None:
+    """Containerd looks again at what is renamed or removed, not at what is created; CRI-O at each of these."""
+    write(target, name, LIST if name.endswith("list") else SINGLE)
+    target.store.put(target.source)
+    with INotify() as events:
+        events.add_watch(target.conf_dir, flags.MOVED_FROM | flags.MOVED_TO | flags.DELETE)
+        install(target)
+        told = [(event.name, event.mask) for event in events.read(timeout=0)]
+    put = max(at for at, (named, mask) in enumerate(told) if mask & flags.MOVED_TO and named.endswith(".conflist"))
+    moved = [at for at, (_, mask) in enumerate(told) if mask & (flags.MOVED_FROM | flags.DELETE)]
+    # The kernel tells of a rename in two events when it is over, so whoever hears either finds the new file.
+    assert moved and moved[-1] >= put - 1
 
 
 def test_installers_at_once_put_it_once(target: Target) -> None:
