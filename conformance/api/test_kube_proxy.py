@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -120,15 +119,14 @@ def beside(request: pytest.FixtureRequest, cluster: tuple[Scene, ControlPlane]) 
 def unprotected(scene: Scene, node: Node, version: int) -> Iterator[None]:
     """Our chains on that node do nothing: connections are tracked, and others' rules decide what is forwarded."""
     chains = {"raw": "SERVICE-TUNNEL", "filter": "SERVICE-TUNNEL-FORWARD"}
-    scene.helpers[node.name].process.send_signal(signal.SIGSTOP)  # it would put them right
-    for table, chain in chains.items():
-        node.host.run(TOOL[version], "-t", table, "-I", chain, "-j", "RETURN")
-    try:
-        yield
-    finally:
+    with scene.helpers[node.name].halted():  # it would put them right
         for table, chain in chains.items():
-            node.host.run(TOOL[version], "-t", table, "-D", chain, "-j", "RETURN")
-        scene.helpers[node.name].process.send_signal(signal.SIGCONT)
+            node.host.run(TOOL[version], "-t", table, "-I", chain, "-j", "RETURN")
+        try:
+            yield
+        finally:
+            for table, chain in chains.items():
+                node.host.run(TOOL[version], "-t", table, "-D", chain, "-j", "RETURN")
 
 
 @both_versions

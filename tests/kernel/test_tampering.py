@@ -57,6 +57,35 @@ def test_it_is_put_right_at_once(scene: Scene, command: tuple[str, ...]) -> None
     scene.wait(lambda: picture(scene) == before, "the state is whole again", 20)
 
 
+def foreign(scene: Scene, version: int) -> list[str]:
+    """The routes of the main table that the kernel did not make itself."""
+    shown = scene.cluster.nodes["ingress1"].host.run("ip", f"-{version}", "route").stdout.splitlines()
+    return [line.removesuffix(" pref medium") for line in shown if "proto kernel" not in line]
+
+
+def test_what_systemd_networkd_deletes_at_its_start_is_back_at_once(scene: Scene) -> None:
+    """By default it deletes all routes, rules and nexthops that are neither the kernel's nor its own."""
+    host = scene.cluster.nodes["ingress1"].host
+    before = picture(scene)
+    routes = {version: foreign(scene, version) for version in (4, 6)}
+    for version, lines in routes.items():
+        assert any("proto 116" in line for line in lines)
+        for line in lines:
+            host.run("ip", f"-{version}", "route", "del", *line.split())
+        kept = ("from all lookup local", "from all lookup main", "from all lookup default")
+        for rule in host.run("ip", f"-{version}", "rule").stdout.splitlines():
+            assert rule.split("\t")[1].strip() in kept, "none of ours, so it has none to delete"
+    host.run("ip", "nexthop", "flush")
+    for version, lines in routes.items():
+        for line in lines:
+            if "proto 116" not in line:
+                host.run("ip", f"-{version}", "route", "replace", *line.split())  # its own, from its configuration
+    scene.wait(lambda: picture(scene) == before, "the state is whole again", 20)
+    assert {version: set(foreign(scene, version)) for version in routes} == {v: set(r) for v, r in routes.items()}
+    for version, vip in VIPS.items():
+        assert scene.cluster.client.call(traffic.ask_tcp, vip, 8080).client == CLIENT[version]
+
+
 @pytest.mark.parametrize(("node", "device"), [("worker1", "pod"), ("ingress1", "eth0"), ("ingress1", "svctun")])
 def test_a_device_that_someone_made_strict_again_is_loose_again_at_once(scene: Scene, node: str, device: str) -> None:
     """As agents of network plugins do, who set `rp_filter` of the devices that they made at any time."""

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,15 @@ class Helper:
         """SIGTERM, as an upgrade does."""
         self.process.terminate()
         self.process.wait(20)
+
+    @contextmanager
+    def halted(self) -> Iterator[None]:
+        """Meanwhile it does nothing, so that what a test changes stays so."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """SIGKILL."""
