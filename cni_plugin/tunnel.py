@@ -24,6 +24,9 @@ FIRST_INTERFACE = "eth0"
 
 VXLAN_GPE_PORT = 4790
 """UDP port of VXLAN-GPE (IANA, draft-ietf-nvo3-vxlan-gpe)."""
+FIRST_OUTER_PORT, OUTER_PORTS = 61000, 256
+"""The source ports of VXLAN-GPE packets: enough to spread flows over queues and links, and not one for each flow, since
+a node that tracks connections has an entry for each. They lie above those that programs get by default."""
 POD_LABEL = 100
 """MPLS label that a packet carries into a pod."""
 TUNNEL_ID = 100

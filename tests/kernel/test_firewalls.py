@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cni_plugin.tunnel import OUTER_PORTS
 from tests.testbed import packets, traffic
 from tests.testbed.cluster import CLIENT, Node, NodeSpec
 from tests.testbed.scene import VIPS, Scene
@@ -205,3 +206,20 @@ def test_a_firewall_that_an_accept_does_not_overrule_is_named_and_passed_by_the_
         ingress.run("nft", "delete", "table", "inet", family)
     for version in (4, 6):
         all_pass(scene, version)
+
+
+@both_versions
+def test_however_many_flows_there_are_a_node_tracks_few_tunnels(scene: Scene, version: int) -> None:
+    """Each outer source port that the tunnels of one ingress node to one pod have is a connection to the pod's node."""
+    worker = scene.cluster.nodes["worker1"].host
+    tracking = (TOOL[4], "-A", "FORWARD", "-m", "conntrack", "--ctstate", "INVALID", "-j", "ACCEPT")
+    worker.run(*tracking)
+    try:
+        before = int(worker.sysctl("net.netfilter.nf_conntrack_count"))
+        flows = scene.cluster.client_flows(version, 3000)
+        found = scene.cluster.client.call(traffic.udp_flows, VIPS[version], 8080, flows)
+        assert list(found.values()).count("pod2") > 5 * OUTER_PORTS
+        # The node has other connections, too, but few.
+        assert int(worker.sysctl("net.netfilter.nf_conntrack_count")) - before <= OUTER_PORTS + 20
+    finally:
+        worker.run(*("-D" if word == "-A" else word for word in tracking))

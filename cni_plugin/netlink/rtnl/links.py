@@ -23,7 +23,7 @@ from cni_plugin.netlink import (
 from cni_plugin.netlink.address import family, unpack
 from cni_plugin.netlink.address import pack as pack_address
 from cni_plugin.record import Record
-from cni_plugin.tunnel import GRE, VXLAN_GPE, VXLAN_GPE_PORT
+from cni_plugin.tunnel import FIRST_OUTER_PORT, GRE, OUTER_PORTS, VXLAN_GPE, VXLAN_GPE_PORT
 
 NEW_LINK, DEL_LINK, GET_LINK = 16, 17, 18
 NEW_ADDRESS, DEL_ADDRESS, GET_ADDRESS = 20, 21, 22
@@ -94,9 +94,11 @@ def _link(answer: bytes) -> Link:
 def add_tunnel_device(name: str, mode: str, outer_version: int = 4, mtu: int = 0) -> Message:
     """A device that takes the encapsulation from each packet's route, or gives it to each packet's metadata."""
     if mode == VXLAN_GPE:
-        # IFLA_VXLAN_LEARNING off (GPE refuses it), _UDP_ZERO_CSUM6_RX (they come so), _COLLECT_METADATA, _PORT, _GPE.
-        kind = "vxlan"
+        # IFLA_VXLAN_LEARNING off (GPE refuses it), _UDP_ZERO_CSUM6_RX (they come so), _COLLECT_METADATA, _PORT, _GPE,
+        # _PORT_RANGE (the last one is not in it).
+        kind, ports = "vxlan", pack(">HH", FIRST_OUTER_PORT, FIRST_OUTER_PORT + OUTER_PORTS)
         settings = u8(7, 0) + u8(20, 1) + u8(25, 1) + be16(15, VXLAN_GPE_PORT) + attribute(27, b"")
+        settings += attribute(10, ports)
     elif mode == GRE:
         kind, settings = ("gre" if outer_version == 4 else "ip6gre"), attribute(18, b"")
     else:
