@@ -19,6 +19,7 @@ from node_helper.kernel.modules import load_mpls
 from node_helper.kernel.router import device_of
 from node_helper.kernel.survey import survey
 from node_helper.node_survey import CHECKS, Check, Survey
+from node_helper.plan.cover import covers
 from node_helper.plan.state import ANNOUNCED, RouterWanted, Senders
 
 _PROGRAMS = ("ip", "iptables-save", "iptables-restore", "ip6tables-save", "ip6tables-restore")
@@ -118,9 +119,13 @@ def _hmark() -> None:
     xtables.ensure_router_chains(RouterWanted(2, 1, ()))
 
 
+_A_VIP_OF_EACH = ("192.0.2.1", "2001:db8::1")
+"""Of either IP version, so that all rules are tried; documentation's addresses."""
+
+
 def _notrack() -> None:
     ipsets.add(frozenset())
-    xtables.ensure_host_chains()
+    xtables.ensure_host_chains(covers(frozenset(_A_VIP_OF_EACH)))
 
 
 def _senders() -> None:

@@ -16,6 +16,7 @@ from node_helper.kernel.commands import CommandFailed
 from node_helper.kernel.notices import News
 from node_helper.kernel.router import HOST_DEVICE, HOST_LINK, LINK_PREFIX, ROUTER_LINK
 from node_helper.kernel.sysctl import BorrowedSysctls, loosen, loosened
+from node_helper.plan.cover import Covers, covered, covers
 from node_helper.plan.state import ANNOUNCED, FORWARDED, HostFacts, HostWanted, Senders
 
 _OURS = (ANNOUNCED, FORWARDED)
@@ -31,8 +32,8 @@ class Host:
         self.route = Socket()
         self._sysctls = BorrowedSysctls(run_dir)
         self._base_chains = BaseChains(run_dir)
-        self._chained = False
-        """Our chains were seen whole."""
+        self._covers: Covers | None = None
+        """The VIPs that our chains heed, which were seen whole; None until then."""
         self.chain_trouble = ""
         """Why they could not be looked at, or made whole, the last time."""
         self._vips: frozenset[str] | None = None
@@ -64,8 +65,9 @@ class Host:
         if full or not wanted.vips <= (self._vips or frozenset()):
             ipsets.add(wanted.vips)
             self._vips = (self._vips or frozenset()) | wanted.vips
-        if full or self.chain_trouble:
-            self._ensure_chains()
+        heeded = covers(wanted.vips)
+        if full or self.chain_trouble or heeded != self._covers:
+            self._ensure_chains(heeded)
         if full:
             self._guarded = None
         loosen(self._sysctls, wanted.loose, self._guard)
@@ -87,11 +89,13 @@ class Host:
 
     def serve(self, wanted: HostWanted, facts: HostFacts) -> list[NetlinkError]:
         """Puts the VIP routes: from here on packets flow. Returns the refused ones."""
-        if self._link is None or not self._chained:
+        if self._link is None or self._covers is None:
             return []
         present = self._vip_routes(full=False)
         put: dict[str, rtnl.Route] = {}
         for vip, (protocol, mtu) in wanted.served.items():
+            if self.chain_trouble and not covered(vip, self._covers):
+                continue
             source = facts.address(6 if ":" in vip else 4)
             if not _same(present.get(vip, []), protocol, mtu, self._link, source):
                 put[vip] = self._vip_route(vip, protocol, mtu, self._link, source)
@@ -167,17 +171,17 @@ class Host:
         if name is not None:
             loosen(self._sysctls, loosened(self._sysctls) | {name}, self._guard)
 
-    def _ensure_chains(self) -> None:
+    def _ensure_chains(self, heeded: Covers) -> None:
         """A tool that fails, or waits in vain for another's lock, keeps the rest from nothing.
 
-        Only what has never been there is waited for: packets of a VIP would be dropped by others' rules.
+        Only VIPs that they do not heed yet have to wait: their packets would be dropped by others' rules.
         """
         try:
-            changed = xtables.ensure_host_chains(self._base_chains.before)
+            changed = xtables.ensure_host_chains(heeded, self._base_chains.before)
         except CommandFailed as error:
             self.chain_trouble = str(error)
         else:
-            self.chain_trouble, self._chained = "", True
+            self.chain_trouble, self._covers = "", heeded
             if changed and self._news is not None:
                 self._news.pass_over_chains()
 

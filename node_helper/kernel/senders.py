@@ -8,7 +8,8 @@ devices by which pods are connected:
 - family bridge: what ports receive, whoever it is for. No honest pod has one of these addresses, and what the host
   itself sends to a port does not come this way. Nor does an honest pod send labels in a cluster whose mode is mpls.
 - family inet: what the host receives by other veths. Where nodes are containers themselves, their way to each other
-  may be a veth, too; so only what would not go back by the same device is dropped.
+  may be a veth, too; so only what would not go back by the same device is dropped. Each packet that is forwarded
+  meets these rules, so the first ones let through what can be no tunnel.
 """
 
 from __future__ import annotations
@@ -90,6 +91,8 @@ def _elements(family: int, wanted: Senders) -> dict[str, set[bytes]]:
 
 def _rules(family: int) -> list[bytes]:
     by_other_devices = nft.meta(_KIND) + nft.compare(_name("veth"), equal=False)
+    port = nft.load(nft.TRANSPORT_HEADER, 2, 2)
+    gpe = VXLAN_GPE_PORT.to_bytes(2, "big")
     if family == nft.BRIDGE:
         rules = [
             by_other_devices + nft.accept(),
@@ -99,10 +102,14 @@ def _rules(family: int) -> list[bytes]:
         forged = nft.drop()
     else:
         by_the_router = nft.meta(_DEVICE) + nft.compare(_name(HOST_DEVICE))
-        rules = [by_other_devices + nft.accept(), by_the_router + nft.accept()]
+        rules = [
+            nft.transport(nft.TCP) + nft.accept(),
+            nft.transport(nft.UDP) + port + nft.compare(gpe, equal=False) + nft.accept(),
+            by_other_devices + nft.accept(),
+            by_the_router + nft.accept(),
+        ]
         forged = nft.not_routed_back() + nft.drop()
-    gpe_port = nft.load(nft.TRANSPORT_HEADER, 2, 2) + nft.compare(VXLAN_GPE_PORT.to_bytes(2, "big"))
-    for tunnel in (nft.transport(nft.UDP) + gpe_port, nft.transport(nft.GRE)):
+    for tunnel in (nft.transport(nft.UDP) + port + nft.compare(gpe), nft.transport(nft.GRE)):
         for version, name in _NODES.items():
             ethertype, source_at = _IP[version]
             of_version = nft.meta(_ETHERTYPE) + nft.compare(ethertype)

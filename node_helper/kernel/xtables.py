@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from node_helper.kernel import ipsets
 from node_helper.kernel.commands import run
+from node_helper.plan.cover import Covers
 from node_helper.plan.state import MARK, RouterWanted
 
 _TOOLS = {4: "iptables", 6: "ip6tables"}
@@ -59,33 +60,42 @@ def ensure_router_chains(wanted: RouterWanted) -> bool:
     return changed
 
 
-def _host_rules(version: int) -> dict[tuple[str, str], list[str]]:
+def _host_rules(version: int, covers: Covers) -> dict[tuple[str, str], list[str]]:
+    """Addresses are compared with the network of all VIPs before they are looked up in a set."""
     vips = f"-m set --match-set {ipsets.NAMES[version]}"
+    cover = covers.get(version)
     return {
         ("raw", "SERVICE-TUNNEL"): [
-            # Replies to the node's own connections stay tracked: stateful INPUT rules must know them.
-            f"-A SERVICE-TUNNEL {vips} src -m addrtype --dst-type LOCAL -j RETURN",
-            f"-A SERVICE-TUNNEL {vips} dst -j CT --notrack",
-            f"-A SERVICE-TUNNEL {vips} src -j CT --notrack",
+            *(
+                (
+                    # Replies to the node's own connections stay tracked: stateful INPUT rules must know them.
+                    f"-A SERVICE-TUNNEL -s {cover} {vips} src -m addrtype --dst-type LOCAL -j RETURN",
+                    f"-A SERVICE-TUNNEL -d {cover} {vips} dst -j CT --notrack",
+                    f"-A SERVICE-TUNNEL -s {cover} {vips} src -j CT --notrack",
+                )
+                if cover
+                else ()
+            ),
             "-A SERVICE-TUNNEL -i svctun -j CT --notrack",
             *(_STRICT_BUT_FOR_VIPS if version == 4 else ()),
         ],
         ("filter", "SERVICE-TUNNEL-FORWARD"): [
             "-A SERVICE-TUNNEL-FORWARD -i svctun -j ACCEPT",
             "-A SERVICE-TUNNEL-FORWARD -o svctun -j ACCEPT",
-            f"-A SERVICE-TUNNEL-FORWARD {vips} src -j ACCEPT",
+            *((f"-A SERVICE-TUNNEL-FORWARD -s {cover} {vips} src -j ACCEPT",) if cover else ()),
         ],
     }
 
 
-def ensure_host_chains(before: Callable[[int, str, str], None] = lambda *_: None) -> bool:
+def ensure_host_chains(covers: Covers, before: Callable[[int, str, str], None] = lambda *_: None) -> bool:
     """NOTRACK and FORWARD chains, called first; the sets that they name must exist. Raises CommandFailed.
 
-    `before` is told of IP version, table and built-in chain before the first rule of ours comes into it.
+    They heed VIPs in the networks of `covers` only. `before` is told of IP version, table and built-in chain before the
+    first rule of ours comes into it.
     """
     changed = False
     for version, tool in _TOOLS.items():
-        for (table, chain), rules in _host_rules(version).items():
+        for (table, chain), rules in _host_rules(version, covers).items():
             lines = _saved(tool, table)
             builtin = HOST_CHAINS[table, chain]
             calls = _calls(lines, builtin, chain)

@@ -16,14 +16,14 @@ _CHAINS = (
     r":SERVICE-TUNNEL(-FORWARD)? -",
     r"-A PREROUTING -j SERVICE-TUNNEL",
     r"-A FORWARD -j SERVICE-TUNNEL-FORWARD",
-    r"-A SERVICE-TUNNEL -m set --match-set svctun-vips[46] src -m addrtype --dst-type LOCAL -j RETURN",
-    r"-A SERVICE-TUNNEL -m set --match-set svctun-vips[46] (src|dst) -j CT --notrack",
+    r"-A SERVICE-TUNNEL -s \S+ -m set --match-set svctun-vips[46] src -m addrtype --dst-type LOCAL -j RETURN",
+    r"-A SERVICE-TUNNEL -[sd] \S+ -m set --match-set svctun-vips[46] (src|dst) -j CT --notrack",
     r"-A SERVICE-TUNNEL -i svctun -j CT --notrack",
     r"-A SERVICE-TUNNEL -m set --match-set svctun-loose src,src -m set ! --match-set svctun-vips4 src"
     r" -m rpfilter --invert -j DROP",
     r"-A SERVICE-TUNNEL-FORWARD -[io] svctun -j ACCEPT",
-    r"-A SERVICE-TUNNEL-FORWARD -m set --match-set svctun-vips[46] src -j ACCEPT",
-    r"-A SERVICE-TUNNEL(-FORWARD)? -m comment --comment svctun-\w+ -j RETURN",
+    r"-A SERVICE-TUNNEL-FORWARD -s \S+ -m set --match-set svctun-vips[46] src -j ACCEPT",
+    r"-A SERVICE-TUNNEL(-FORWARD)? -m comment --comment svctun(-[0-9a-f]{8}){2} -j RETURN",
 )
 _LABELS = (r"16\d\d\d as to 100 via inet 10\.244\.\d\.\d+ dev veth\w+ proto 116 ",)
 CHANGED_SYSCTLS = (r"net/ipv4/conf/(veth\w+|eth0)/rp_filter = 2", r"net/mpls/platform_labels = 100000")

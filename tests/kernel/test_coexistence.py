@@ -25,6 +25,8 @@ OUR_PODS = {"app": "web"}
 
 OTHER = {4: "198.51.100.44", 6: "2001:db8::44"}
 """VIPs of a second Service before the same pods, which is annotated all the time."""
+BEFORE_OURS = ("-t", "mangle")
+"""Where a test's rules see forwarded packets: in the table filter our chain is put before them again at once."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ def test_traffic_that_is_not_for_a_vip_meets_no_rule_of_ours_but_notrack(annotat
     marked = ["FORWARD", "-m", "mark", "!", "--mark", "0"]
     tracked = ["FORWARD", "-m", "conntrack", "--ctstate", "ESTABLISHED"]
     for rule in (marked, tracked):
-        node.host.run(tool, "-I", *rule)
+        node.host.run(tool, *BEFORE_OURS, "-I", *rule)
     try:
         annotated.cluster.announce(VIPS[version], ["ingress1"])
         own = pod.address(version)
@@ -247,13 +249,15 @@ def test_traffic_that_is_not_for_a_vip_meets_no_rule_of_ours_but_notrack(annotat
             annotated.cluster.client.call(traffic.ask_tcp, VIPS[version], 8080)
             entering.wait_for(lambda packet: packet.destination == VIPS[version])
             assert entering.packets(of_this) == []
-        counts = [line.split()[0] for line in node.host.run(tool, "-nvxL", "FORWARD").stdout.splitlines()[2:4]]
+        counts = [
+            line.split()[0] for line in node.host.run(tool, *BEFORE_OURS, "-nvxL", "FORWARD").stdout.splitlines()[2:4]
+        ]
         assert int(counts[0]) > 0, "connections to the pod's own address are tracked"
         assert int(counts[1]) == 0, "no packet is marked"
     finally:
         annotated.cluster.announce(VIPS[version])
         for rule in (marked, tracked):
-            node.host.run(tool, "-D", *rule)
+            node.host.run(tool, *BEFORE_OURS, "-D", *rule)
 
 
 def unchanging(packet: packets.Packet) -> bytes:
@@ -275,7 +279,7 @@ def test_no_connection_of_a_vip_is_tracked_anywhere(annotated: Scene, version: i
     rules = [["FORWARD", side, vip, *match] for side in ("-s", "-d") for match in ([], tracked)]
     for node in nodes:
         for rule in reversed(rules):
-            node.host.run(tool, "-I", *rule)
+            node.host.run(tool, *BEFORE_OURS, "-I", *rule)
     try:
         flows = annotated.cluster.client_flows(version, 100)
         annotated.cluster.announce(vip, ["ingress1"])
@@ -288,7 +292,7 @@ def test_no_connection_of_a_vip_is_tracked_anywhere(annotated: Scene, version: i
         )
         seen: Counter[str] = Counter()
         for node in nodes:
-            lines = node.host.run(tool, "-nvxL", "FORWARD").stdout.splitlines()[2:6]
+            lines = node.host.run(tool, *BEFORE_OURS, "-nvxL", "FORWARD").stdout.splitlines()[2:6]
             from_vip, from_vip_tracked, to_vip, to_vip_tracked = (int(line.split()[0]) for line in lines)
             assert from_vip_tracked == to_vip_tracked == 0, node.name
             seen.update(replies=from_vip, requests=to_vip)
@@ -302,7 +306,7 @@ def test_no_connection_of_a_vip_is_tracked_anywhere(annotated: Scene, version: i
         annotated.cluster.announce(vip)
         for node in nodes:
             for rule in rules:
-                node.host.run(tool, "-D", *rule)
+                node.host.run(tool, *BEFORE_OURS, "-D", *rule)
 
 
 def tracked_connections(place: Place, netns: str = "") -> int:

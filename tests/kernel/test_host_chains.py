@@ -13,9 +13,14 @@ from cni_plugin.netns import entered
 from node_helper.asks import answers, question
 from node_helper.kernel import ipsets, xtables
 from node_helper.kernel.base_chains import BaseChains
+from node_helper.kernel.commands import CommandFailed
+from node_helper.kernel.host import Host as HostsKernel
+from node_helper.plan.cover import covers
+from node_helper.plan.state import ANNOUNCED, HostFacts, HostWanted
 from tests.kernel.private_netns import private_netns, run
 from tests.testbed.host import Host
 from tests.testbed.namespaces import REPOSITORY, TestbedError
+from tests.testbed.scene import VIPS
 
 BOTH = ("iptables", "ip6tables")
 OURS = {("raw", "PREROUTING"): "SERVICE-TUNNEL", ("filter", "FORWARD"): "SERVICE-TUNNEL-FORWARD"}
@@ -34,7 +39,7 @@ class Chains:
     def ensure(self) -> bool:
         with entered(self.path):
             ipsets.add(frozenset())
-            return xtables.ensure_host_chains(BaseChains(self._folder).before)
+            return xtables.ensure_host_chains(covers(frozenset(VIPS.values())), BaseChains(self._folder).before)
 
     def remove(self) -> None:
         with entered(self.path):
@@ -126,6 +131,47 @@ def test_what_others_have_put_beside_ours_stays_when_ours_goes(chains: Chains) -
     for tool in BOTH:
         assert "-A PREROUTING -i other -j ACCEPT" in run(chains.path, f"{tool}-save", "-t", "raw")
         assert ":FORWARD DROP" in run(chains.path, f"{tool}-save", "-t", "filter")
+
+
+def test_a_vip_far_from_the_others_waits_for_chains_that_heed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without them others' rules would drop its packets; those that are heeded already go on meanwhile."""
+
+    def fail(*_: object) -> bool:
+        raise CommandFailed(4, "another holds the lock")
+
+    near, far = "198.51.100.1", "203.0.113.1"
+    with private_netns() as path:
+        run(path, "ip", "link", "add", "svctun", "type", "veth", "peer", "name", "host0")
+        run(path, "sh", "-c", "ip link set svctun up; ip link set host0 up; ip addr add 10.9.0.1/24 dev svctun")
+        with entered(path):
+            kernel, facts = HostsKernel(tmp_path), HostFacts(addresses=("10.9.0.1",), paths={})
+
+            def cycle(*vips: str) -> None:
+                served = dict.fromkeys(vips, (ANNOUNCED, 1400))
+                wanted = HostWanted(served=served, vips=frozenset(vips), router=True)
+                kernel.prepare(wanted, facts, full=False)
+                assert kernel.serve(wanted, facts) == []
+
+            try:
+                cycle(near)
+                with monkeypatch.context() as patched:
+                    patched.setattr(xtables, "ensure_host_chains", fail)
+                    cycle(near, far)
+                    assert kernel.chain_trouble
+                    assert _served(path) == {near}
+                cycle(near, far)
+                assert not kernel.chain_trouble
+                assert _served(path) == {near, far}
+            finally:
+                kernel.close()
+        saved = run(path, "iptables-save")
+    assert saved.count("-s 192.0.0.0/4 -m set --match-set svctun-vips4 src") == 3
+
+
+def _served(path: str) -> set[str]:
+    return {line.split()[0] for line in run(path, "ip", "route", "show", "proto", str(ANNOUNCED)).splitlines()}
 
 
 # --- iptables of the older kind, and its lock ------------------------------------------------------------

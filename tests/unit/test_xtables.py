@@ -8,9 +8,11 @@ import pytest
 
 from node_helper.kernel import xtables
 from node_helper.kernel.xtables import ensure_host_chains, ensure_router_chains, remove_host_chains
+from node_helper.plan.cover import covers
 from node_helper.plan.state import RouterWanted
 
 BUILT_IN = {"raw": ("PREROUTING", "OUTPUT"), "filter": ("INPUT", "FORWARD", "OUTPUT"), "mangle": ("PREROUTING",)}
+COVERS = covers(frozenset({"198.51.100.1", "2001:db8::1"}))
 ROUTER = RouterWanted(256, 0x1234, ("10.1.1.2",))
 
 
@@ -76,24 +78,52 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Tables:
 def test_our_chains_are_called_first_and_stay_as_they_are(tables: Tables) -> None:
     for tool in ("iptables", "ip6tables"):
         tables.tables[tool, "filter"]["FORWARD"] += ["-j KUBE-FORWARD"]
-    assert ensure_host_chains()
+    assert ensure_host_chains(COVERS)
     for tool in ("iptables", "ip6tables"):
         assert tables.tables[tool, "filter"]["FORWARD"] == ["-j SERVICE-TUNNEL-FORWARD", "-j KUBE-FORWARD"]
         assert tables.tables[tool, "raw"]["PREROUTING"] == ["-j SERVICE-TUNNEL"]
     count = tables.restored
-    assert not ensure_host_chains()
+    assert not ensure_host_chains(COVERS)
     assert tables.restored == count, "nothing is written the second time"
 
 
 def test_the_nodes_own_connections_stay_tracked(tables: Tables) -> None:
-    ensure_host_chains()
+    ensure_host_chains(COVERS)
     rules = tables.tables["iptables", "raw"]["SERVICE-TUNNEL"]
     assert "src -m addrtype --dst-type LOCAL -j RETURN" in rules[0], "before anything that is not tracked"
 
 
+def test_addresses_are_looked_up_only_where_all_vips_are(tables: Tables) -> None:
+    """A comparison costs a packet that is not ours far less than a look into a set."""
+    ensure_host_chains(COVERS)
+    for tool, network in (("iptables", "198.51.100.0/24"), ("ip6tables", "2001:db8::/64")):
+        rules = [
+            rule
+            for table in ("raw", "filter")
+            for rule in _ours(tables, tool, table)
+            if "--match-set svctun-vips" in rule
+        ]
+        heeding = [rule for rule in rules if "svctun-loose" not in rule]
+        assert heeding and all(rule.split()[1] == network for rule in heeding)
+
+
+def test_chains_are_written_anew_for_vips_elsewhere_and_for_no_others(tables: Tables) -> None:
+    ensure_host_chains(COVERS)
+    assert not ensure_host_chains(covers(frozenset({"198.51.100.77", "2001:db8::1"})))
+    assert ensure_host_chains(covers(frozenset({"203.0.113.1", "2001:db8::1"})))
+    assert ensure_host_chains(covers(frozenset()))
+    assert not any("svctun-vips6" in rule for table in ("raw", "filter") for rule in _ours(tables, "ip6tables", table))
+
+
+def _ours(tables: Tables, tool: str, table: str) -> list[str]:
+    return [
+        rule for chain, rules in tables.tables[tool, table].items() if chain.startswith("SERVICE") for rule in rules
+    ]
+
+
 @pytest.mark.parametrize("damage", ["jump", "place", "twice", "rule", "other rule", "seal", "extra", "chain"])
 def test_what_someone_changed_in_our_chains_is_put_back(tables: Tables, damage: str) -> None:
-    ensure_host_chains()
+    ensure_host_chains(COVERS)
     before = {key: {name: list(rules) for name, rules in chains.items()} for key, chains in tables.tables.items()}
     table = tables.tables["iptables", "filter"]
     if damage == "jump":
@@ -114,15 +144,15 @@ def test_what_someone_changed_in_our_chains_is_put_back(tables: Tables, damage: 
     else:
         table["FORWARD"].clear()
         del table["SERVICE-TUNNEL-FORWARD"]
-    assert ensure_host_chains()
+    assert ensure_host_chains(COVERS)
     assert tables.tables == before
-    assert not ensure_host_chains()
+    assert not ensure_host_chains(COVERS)
 
 
 def test_removal_takes_ours_and_nothing_else(tables: Tables) -> None:
     tables.tables["iptables", "raw"]["PREROUTING"] += ["-j cali-PREROUTING"]
     before = {key: {name: list(rules) for name, rules in chains.items()} for key, chains in tables.tables.items()}
-    ensure_host_chains()
+    ensure_host_chains(COVERS)
     tables.tables["iptables", "filter"]["FORWARD"].append("-j SERVICE-TUNNEL-FORWARD")  # a second call to it
     for version in (4, 6):
         remove_host_chains(version)
