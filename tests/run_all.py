@@ -32,7 +32,7 @@ NOT_IN_VM = tuple(
     for name in (
         "plugin_contract plugin_input plugin_odd_surroundings plugin_faults plugin_full_disk plugin_killed_binary "
         "plugin_many plugin_helper_away plugin_and_helper trust frozen_plugin demo testbed testbed_traffic lifecycle "
-        "bad_input overlay bench cleanup preflight operation bgp"
+        "bad_input overlay bench cleanup preflight operation bgp draining"
     ).split()
 )
 """What says nothing about modes or kernels, and would take long on emulated processors: the CNI contract's many cases,

@@ -134,6 +134,22 @@ def test_a_chain_of_moves_loses_nothing_nor_does_the_way_back(three: Three, vers
 
 
 @both_versions
+def test_a_bucket_that_comes_back_at_once_finds_its_connections(three: Three, version: int) -> None:
+    """They began when nobody had had the bucket before, and the pod knows already to whom it would hand on."""
+    moves, a, b, _ = three
+    for pod, other in ((a, b), (b, a)):
+        moves.configure(pod, [(other,)], [other])
+    moves.send(a)
+    with moves.connection(version, 80) as first:
+        assert who(first) == "a"
+        moves.send(b, a)
+        assert who(first) == "a"
+        moves.send(a, b)
+        with moves.connection(version, 80) as second:
+            assert [who(first), who(second), who(first)] == ["a", "a", "a"]
+
+
+@both_versions
 def test_nothing_is_reset_before_the_new_owner_knows_of_the_move(three: Three, version: int) -> None:
     """Its helper may learn of it later than the ingress node; what is dropped meanwhile is sent again."""
     moves, a, b, _ = three

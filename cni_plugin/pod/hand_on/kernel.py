@@ -69,7 +69,7 @@ def carry_out(change: Difference, route: Socket, netfilter: Socket) -> None:
     for rule in change.drop_rules:
         _delete(route, rtnl.delete_rule(rule))
     added: list[Message] = [message for v in change.install for message in ruleset.install(v)]
-    for (v, name), members in change.add_peers.items():
+    for (v, name), members in change.add_members.items():
         added += nftables.add_elements(ruleset.TABLE, name, sorted(members), ruleset.FAMILY[v])
     if added:
         nftables.commit(netfilter, added)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 RULE_PRIORITY = 1161
 VERSIONS = (4, 6)
-SETS = ("peers", "vips4", "vips6")
-"""Who may hand on to this pod, and for which VIPs: configuration, as the two maps of steps are."""
+SETS = ("peers", "vips4", "vips6", "own")
+"""Who may hand on to this pod, and for which VIPs; and all VIPs: configuration, as the two maps of steps are."""
 MAPS = ("gateways", "devices")
 
 
@@ -89,9 +89,9 @@ class Difference(Record):
     drop_routes: tuple[EncapsulatedRoute, ...]
     put_routes: tuple[tuple[int, HandOn, str], ...]
     """(IP version, step, device)."""
-    add_peers: Elements
+    add_members: Elements
     learn: bool
-    """Whether steps come, so that the pod's present connections have to be known first."""
+    """Whether the rules are new or steps come, so that the pod's present connections have to be noted."""
     add_steps: tuple[tuple[int, int, str], ...]
     """(IP version, tunnel id, device)."""
     drop_tables: tuple[int, ...]
@@ -126,16 +126,16 @@ def difference(
         for v in versions
         for device in devices
     }
-    peers = _peer_elements(wanted)
+    configured = _elements(wanted)
     drop: Elements = {}
-    add_peers: Elements = {}
+    add_members: Elements = {}
     put_routes, add_steps, stale_routes = [], [], set(state.routes)
     for v in versions:
         present = {} if v in install else state.elements  # what is put anew comes without elements
         have = {name: present.get((v, name), frozenset()) for name in (*SETS, *MAPS)}
         for name in SETS:
-            add_peers[v, name] = peers[v, name] - have[name]
-            drop[v, name] = have[name] - peers[v, name]
+            add_members[v, name] = configured[v, name] - have[name]
+            drop[v, name] = have[name] - configured[v, name]
         right: dict[str, set[tuple[bytes, bytes]]] = {name: set() for name in MAPS}
         for tunnel_id, (step, device) in wanted.steps.items():
             mark, index = mark_of(tunnel_id), indices.get(device, 0)
@@ -163,15 +163,15 @@ def difference(
         {place: members for place, members in drop.items() if members and place[0] not in install},
         drop_routes,
         tuple(put_routes),
-        {place: members for place, members in add_peers.items() if members},
-        bool(add_steps),
+        {place: members for place, members in add_members.items() if members},
+        bool(add_steps or install),
         tuple(add_steps),
         tuple(v for v in install if v in state.tables),
         tuple(sorted(set(state.rules) - rules, key=repr)),
         wanted,
     )
     changes = (found.install, found.add_rules, found.drop_elements, found.drop_routes, found.put_routes)
-    return found if any(changes) or found.add_peers or found.add_steps or found.drop_rules else None
+    return found if any(changes) or found.add_members or found.add_steps or found.drop_rules else None
 
 
 def encapsulated(ip_version: int, step: HandOn, device: str, index: int) -> EncapsulatedRoute:
@@ -189,12 +189,14 @@ def encapsulated(ip_version: int, step: HandOn, device: str, index: int) -> Enca
     )
 
 
-def _peer_elements(wanted: HandOnWanted) -> Elements:
-    """A peer's address says by which IP version it sends, and so in which table it belongs."""
+def _elements(wanted: HandOnWanted) -> Elements:
+    """Of the sets. A peer's address says by which IP version it sends, and so in which table it belongs."""
     found: dict[tuple[int, str], set[tuple[bytes, bytes]]] = {(v, name): set() for v in VERSIONS for name in SETS}
     for peer, vip in wanted.peers:
         found[version(peer), "peers"].add((pack(peer), b""))
         found[version(peer), f"vips{version(vip)}"].add((pack(peer) + pack(vip), b""))
+    for vip in wanted.vips:
+        found[version(vip), "own"].add((pack(vip), b""))
     return {place: frozenset(members) for place, members in found.items()}
 
 

@@ -5,7 +5,8 @@ before the pod's fixed rules, so that a port is handed on as the client wrote it
 
 By then a packet whose tunnel named earlier owners has a mark that says the same (`pod.rules`). Such a packet is the
 pod's own when it opens a connection, or belongs to one that was opened here; everything else goes on. Errors of ICMP go
-both ways: whoever has no such connection takes no notice of them.
+both ways: whoever has no such connection takes no notice of them. Connections of buckets that did not move are noted,
+too: theirs may move away, and come back before this pod's helper knows.
 """
 
 from __future__ import annotations
@@ -72,6 +73,7 @@ def install(ip_version: int) -> list[Message]:
         nft.add_set(TABLE, "peers", 4, (address,), family=family),
         nft.add_set(TABLE, "vips4", 5, (address, nft.IPV4_ADDRESS), family=family),
         nft.add_set(TABLE, "vips6", 6, (address, nft.IPV6_ADDRESS), family=family),
+        nft.add_set(TABLE, "own", 7, (address,), family=family),
         nft.add_chain(TABLE, "arriving", "filter", nft.PREROUTING, _PRIORITY, family=family),
         nft.add_own_chain(TABLE, "from_peer", family),
         nft.add_own_chain(TABLE, "moved", family),
@@ -141,5 +143,12 @@ def _rules(ip_version: int) -> list[tuple[str, bytes]]:
         ("moved", known + steer.closing() + connection + steer.note("mine", _CLOSED) + untag + nft.accept()),
         ("moved", known + steer.note("mine") + untag + nft.accept()),
         ("moved", nft.transport(nft.TCP) + hand_on + nft.drop()),
+    ]
+    # Not by device: labelled packets come by another.
+    own = nft.load(NETWORK_HEADER, _DESTINATION_AT[ip_version], size) + nft.lookup("own")
+    rules += [
+        ("arriving", own + steer.opening() + connection + steer.note("mine")),
+        ("arriving", own + known + steer.closing() + connection + steer.note("mine", _CLOSED) + nft.accept()),
+        ("arriving", own + known + steer.note("mine")),
     ]
     return rules
