@@ -134,19 +134,22 @@ class Reconciler:
             tables = TableRound(self._stored.read([s for s in resolution.services if s.key in local]))
         if INGRESS in settings.roles and settings.ingress_selector and node is None:
             problems.append(self._problem("UnknownNode", _UNKNOWN_NODE.format(settings.node)))
+        services = resolution.services
+        if tables.resting:
+            services = tuple([tables.resting.get(service.key, service) for service in services])
         if NODE in settings.roles:
             try:
                 self._note_namespaces(resolution.services)
             except OSError as error:
                 problems.append(self._problem("StateNotWritten", f"{settings.state_dir} cannot be written: {error}"))
             # Before the router sends by the same tables: a pod that is told too late ends connections.
-            handovers = self._handovers.plan(resolution.services, tables.tables, local)
+            handovers = self._handovers.plan(services, tables.tables, local)
             pods = self._pods.look(resolution.services, index, snapshot, handovers, settings.node, full)
-        endpoints = self._planner.endpoints(resolution.services) if ingress else frozenset()
+        endpoints = self._planner.endpoints(services) if ingress else frozenset()
         facts = self._facts.read(node, endpoints | pods.tunnelled_ips, self.news.take(), full)
         router: RouterWanted | None = None
         if ingress:
-            router, host, more = self._planner.plan(resolution.services, tables.tables, facts, bool(part.silent))
+            router, host, more = self._planner.plan(services, tables.tables, facts, bool(part.silent))
             problems += more
         else:
             host = HostWanted(vips=all_vips(resolution.services))
@@ -164,7 +167,7 @@ class Reconciler:
         self._served = host.served
         return Round(
             snapshot=snapshot,
-            services=resolution.services,
+            services=services,
             index=index,
             tables=tables.tables,
             facts=facts,

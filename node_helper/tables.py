@@ -15,8 +15,10 @@ from dataclasses import dataclass, field, replace
 from node_helper.bucket_store import BucketStore, BucketStoreError, FolderBucketStore
 from node_helper.bucket_text import BucketTableError, NewerTable, decode, encode
 from node_helper.buckets import BucketTable, rebalance, resized
+from node_helper.lapses import Lapses
 from node_helper.model import ObjectKey, Problem, Snapshot
 from node_helper.move_ages import MoveAges
+from node_helper.plan.ingress import node_local
 from node_helper.services import TUNNEL_BUCKETS, TunnelService
 
 WRITE_INTERVAL = 1.0
@@ -35,6 +37,8 @@ class TableRound:
     problems: list[Problem] = field(default_factory=list)
     again_in: float | None = None
     """Seconds until something that has to wait may be done."""
+    resting: dict[ObjectKey, TunnelService] = field(default_factory=dict)
+    """Services of which some usable endpoints get no traffic yet (`lapses`), without these."""
     written: int = 0
     """Tables of this helper that were stored since the last look."""
 
@@ -122,6 +126,9 @@ class TableKeeper:
         """What the state folder has tables of; None before it was looked at."""
         self._drain_time = drain_time
         self._ages: dict[ObjectKey, MoveAges] = {}
+        self._lapses: dict[ObjectKey, Lapses] = {}
+        self._rested: dict[ObjectKey, tuple[TunnelService, TunnelService]] = {}
+        """A Service and what was made of it, which stays the same object."""
 
     def look(self, services: Iterable[TunnelService], snapshot: Snapshot) -> TableRound:
         """The table of each Service, stored anew where the endpoints changed and it is time to.
@@ -145,6 +152,7 @@ class TableKeeper:
                 continue
             annotation = snapshot.services[key].annotations.get(TUNNEL_BUCKETS)
             self._settled.pop(key, None)
+            self._lapses.setdefault(key, Lapses()).follow(self._last.get(key), service.usable)
             table = self._one(service, annotation, result)
             if table is not None:
                 result.tables[key] = self._apply(service, table, result)
@@ -152,9 +160,12 @@ class TableKeeper:
                 ages.follow(self._last[key], now)
                 if (due := ages.due()) is not None:
                     result.wait(max(0.0, due - now))
+                self._rest(service, table, result, now)
         for key in self._last.keys() - seen:
             del self._last[key], self._applied[key]
             self._ages.pop(key, None)
+            self._lapses.pop(key, None)
+            self._rested.pop(key, None)
             self._written_at.pop(key, None)
             self._settled.pop(key, None)
             self._seen.pop(key, None)
@@ -164,6 +175,22 @@ class TableKeeper:
         self._remove_copies(snapshot)
         result.written += self._store.take_stored()
         return result
+
+    def _rest(self, service: TunnelService, table: BucketTable, result: TableRound, now: float) -> None:
+        lapses = self._lapses[service.key]
+        lapses.follow(table, service.usable)
+        names = lapses.resting(table, service.usable, now)
+        # Of a single node's endpoints the only one may rest, and with it the VIP: these take the loss.
+        if not names or node_local(service):
+            self._rested.pop(service.key, None)
+            return
+        rested = replace(service, usable=tuple([name for name in service.usable if name not in names]))
+        known = self._rested.get(service.key)
+        if known is None or known[0] is not service or known[1] != rested:
+            self._rested[service.key] = service, rested
+        result.resting[service.key] = self._rested[service.key][1]
+        self._settled.pop(service.key, None)
+        result.wait(lapses.left(now))
 
     def _apply(self, service: TunnelService, table: BucketTable, result: TableRound) -> BucketTable:
         key = service.key
@@ -282,7 +309,10 @@ class TableKeeper:
             return table
         size = self._size if found is None else max(self._size, found.size)
         alive = {str(endpoint.address) for endpoint in service.endpoints}
-        return rebalance(table, service.uid, _members(service, table), size, service.usable, alive)
+        lapses = self._lapses.get(service.key)
+        untold = lapses.untold if lapses is not None else frozenset()
+        usable = tuple([name for name in service.usable if name not in untold]) or service.usable
+        return rebalance(table, service.uid, _members(service, table), size, usable, alive)
 
     def _without_store(self, service: TunnelService, annotation: str | None) -> BucketTable | None:
         """Nothing can be stored: what this node had, kept up for itself; a fresh table is everywhere the same."""

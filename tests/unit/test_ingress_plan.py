@@ -220,16 +220,6 @@ def test_replies_may_enter_by_the_devices_that_lead_to_endpoints_and_by_no_other
     assert host.loose == {"cni0"}
 
 
-def test_endpoints_that_only_one_ip_version_has_take_traffic_for_vips_of_both() -> None:
-    """Dual stack with other endpoints per family (decision 7): encapsulation carries either."""
-    four, six = endpoint("10.244.1.1", ME), endpoint("fd00:244::5")
-    router, host, problems = plan(service(endpoints=(four, six)), host=facts(("10.244.1.1", "fd00:244::5")))
-    assert problems == []
-    for vip in VIPS:
-        assert endpoints_of(router, vip) == {"10.244.1.1", "fd00:244::5"}
-    assert set(host.served) == set(VIPS)
-
-
 # --- buckets that moved ---------------------------------------------------------------------------------
 
 
