@@ -140,9 +140,12 @@ def _firewalls(survey: Survey, _: Collection[str]) -> Iterator[Verdict]:
             continue
         path = f"{chain.family} {chain.table} {chain.name}"
         if chain.table == "firewalld":
+            # What a zone accepts it accepts of what comes in by it; what goes out by it is a policy's matter.
+            policy = "firewall-cmd --permanent --policy=to-tunnels"
             way_out = (
-                "firewall-cmd --permanent --zone=trusted --add-interface=svctun, the same for the devices of pods, and "
-                "firewall-cmd --reload"
+                "firewall-cmd --permanent --zone=trusted --add-interface=svctun, the same for the devices of pods; "
+                f"firewall-cmd --permanent --new-policy=to-tunnels; {policy} --add-ingress-zone=ANY; "
+                f"{policy} --add-egress-zone=trusted; {policy} --set-target=ACCEPT; and firewall-cmd --reload"
             )
         else:
             way_out = f'nft insert rule {path} iifname "svctun" accept, the same with oifname, and for what pods send'

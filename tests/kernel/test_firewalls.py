@@ -175,7 +175,7 @@ def firewall_findings(scene: Scene, node: str) -> tuple[str, list[str]]:
 @pytest.mark.parametrize(
     ("rules", "path", "way_out"),
     [
-        (ZONES, "inet firewalld filter_FORWARD", "firewall-cmd --permanent --zone=trusted --add-interface=svctun"),
+        (ZONES, "inet firewalld filter_FORWARD", "--policy=to-tunnels --add-egress-zone=trusted"),
         (OWN, "inet mine forwarded", 'nft insert rule inet mine forwarded iifname "svctun" accept'),
     ],
     ids=["firewalld", "own"],
@@ -195,7 +195,7 @@ def test_a_firewall_that_an_accept_does_not_overrule_is_named_and_passed_by_the_
         state, said = firewall_findings(scene, "ingress1")
         assert (state, len(said)) == ("note", 1)
         assert f"the chain {path} of nf_tables drops" in said[0] and way_out in said[0]
-        # What firewall-cmd does for zone `trusted`, in its own chains; and the rules that are said for others.
+        # The rules that firewall-cmd makes of the zone and the policy, in its own chain; and those that are said.
         into = "filter_FORWARD_POLICIES" if family == "firewalld" else "forwarded"
         vips = "ip saddr 198.51.100.0/24", "ip6 saddr 2001:db8::/32"
         for match in ('iifname "svctun"', 'oifname "svctun"', *vips):
