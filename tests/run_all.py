@@ -31,14 +31,17 @@ NOT_IN_VM = tuple(
     f"tests/kernel/test_{name}.py"
     for name in (
         "plugin_contract plugin_input plugin_odd_surroundings plugin_faults plugin_full_disk plugin_killed_binary "
-        "plugin_many plugin_helper_away plugin_and_helper trust frozen_plugin demo testbed testbed_traffic lifecycle "
-        "bad_input overlay bench cleanup preflight operation bgp draining"
+        "plugin_many plugin_helper_away plugin_and_helper plugin_networks plugin_status trust frozen_plugin "
+        "frozen_errors demo testbed testbed_traffic lifecycle helper_killed one_helper messages repair bad_input "
+        "overlay bench cleanup preflight operation bgp draining install_full_disk install_upgrade"
     ).split()
 )
 """What says nothing about modes or kernels, and would take long on emulated processors: the CNI contract's many cases,
-odd paths, faults, crowds and helpers that are away, other users of the node, the plugin's build, the demo as a process,
-the testbed's own tests, the rest of the helper's life, wrong input, an overlay of another project's kind, what cleaning
-up, preflight, probes and metrics say, and routing daemons."""
+odd paths, faults, crowds and helpers that are away, pods on several networks, other users of the node, the plugin's
+build (and strace, which is not there), the demo as a process, the testbed's own tests, the rest of the helper's life
+with its end at random points, its rivals and its messages, the many ways to harm what is ours (test_tampering.py has
+those that the kernel tells of), wrong input, an overlay of another project's kind, what cleaning up, preflight, probes
+and metrics say, routing daemons, and the installer."""
 CNI_CONTRACT = tuple(f"conformance/test_{name}.py" for name in ("contract", "chains", "peers"))
 
 

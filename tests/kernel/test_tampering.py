@@ -11,11 +11,13 @@ from tests.testbed.cluster import CLIENT
 from tests.testbed.scene import VIPS, Scene
 
 IN_ROUTER = ("ip", "netns", "exec", "service-tunnel", "ip")
+RESYNC = 3600
+"""Seconds until the next full comparison: longer than any test waits, on emulated processors too."""
 
 
 @pytest.fixture(scope="module")
 def scene() -> Iterator[Scene]:
-    with Scene(options=["--resync", "3600"], rp_filter=1) as scene:
+    with Scene(options=["--resync", str(RESYNC)], rp_filter=1) as scene:
         scene.apply_service()
         scene.add_pods((("worker1", "pod1"), ("worker2", "pod2")), {"app": "web"})
         scene.sync()
@@ -54,7 +56,7 @@ def test_it_is_put_right_at_once(scene: Scene, command: tuple[str, ...]) -> None
     before = picture(scene)
     assert len(before) > 500
     scene.cluster.nodes["ingress1"].host.run(*command)
-    scene.wait(lambda: picture(scene) == before, "the state is whole again", 20)
+    scene.wait(lambda: picture(scene) == before, "the state is whole again")
 
 
 def foreign(scene: Scene, version: int) -> list[str]:
@@ -80,7 +82,7 @@ def test_what_systemd_networkd_deletes_at_its_start_is_back_at_once(scene: Scene
         for line in lines:
             if "proto 116" not in line:
                 host.run("ip", f"-{version}", "route", "replace", *line.split())  # its own, from its configuration
-    scene.wait(lambda: picture(scene) == before, "the state is whole again", 20)
+    scene.wait(lambda: picture(scene) == before, "the state is whole again")
     assert {version: set(foreign(scene, version)) for version in routes} == {v: set(r) for v, r in routes.items()}
     for version, vip in VIPS.items():
         assert scene.cluster.client.call(traffic.ask_tcp, vip, 8080).client == CLIENT[version]
@@ -94,7 +96,7 @@ def test_a_device_that_someone_made_strict_again_is_loose_again_at_once(scene: S
     key = f"net.ipv4.conf.{name}.rp_filter"
     assert at.host.sysctl(key) == "2"
     at.host.set_sysctls({key: 1})
-    scene.wait(lambda: at.host.sysctl(key) == "2", "the device is loose again", 20)
+    scene.wait(lambda: at.host.sysctl(key) == "2", "the device is loose again")
     for version, vip in VIPS.items():
         assert scene.cluster.client.call(traffic.ask_tcp, vip, 8080).client == CLIENT[version]
 
@@ -103,10 +105,10 @@ def test_what_a_device_was_before_is_remembered_although_someone_made_it_strict_
     at = scene.cluster.nodes["worker1"]
     key = f"net.ipv4.conf.{at.pods['pod1'].host_device}.rp_filter"
     at.host.set_sysctls({key: 1})
-    scene.wait(lambda: at.host.sysctl(key) == "2", "the device is loose again", 20)
+    scene.wait(lambda: at.host.sysctl(key) == "2", "the device is loose again")
     scene.manifests.annotate("web", {"cmd.nu/tunnel": None})
     try:
-        scene.wait(lambda: at.host.sysctl(key) == "1", "the device is as it was", 20)
+        scene.wait(lambda: at.host.sysctl(key) == "1", "the device is as it was")
         assert at.host.sysctl("net.ipv4.conf.all.rp_filter") == "1"
     finally:
         scene.manifests.annotate("web", {"cmd.nu/tunnel": ",".join(VIPS.values())})

@@ -9,7 +9,7 @@ import pytest
 
 from tests import run_all
 from tests.run_all import Outcome
-from tests.vm.image import PROJECT
+from tests.vm.image import GUEST_PACKAGES, PROJECT
 
 BLANK = Outcome("part", "here", remark="a remark")
 
@@ -168,3 +168,11 @@ def test_in_the_virtual_machine_every_mode_must_be_and_its_end_is_told(
 def test_what_is_left_out_of_the_virtual_machine_exists() -> None:
     """A file that was renamed would run there unnoticed, and another be believed to."""
     assert [path for path in run_all.NOT_IN_VM if not (PROJECT / path).is_file()] == []
+
+
+def test_what_runs_in_the_virtual_machine_needs_no_program_that_is_not_there() -> None:
+    """Where strace is missing, a test that calls it fails on that kernel, whatever the plugin does."""
+    tests = {str(path.relative_to(PROJECT)): path.read_text() for path in (PROJECT / "tests/kernel").glob("test_*.py")}
+    users = {path for path, text in tests.items() if "strace" in text.lower()}
+    assert users and "strace" not in GUEST_PACKAGES
+    assert users - set(run_all.NOT_IN_VM) == set()
