@@ -13,9 +13,7 @@ the code that makes one.
 
 from __future__ import annotations
 
-import posix
-
-from cni_plugin import attachment, config, jsontext, logfile, netns, trust
+from cni_plugin import attachment, config, jsontext, logfile, netns
 from cni_plugin.attachment import Attachment
 from cni_plugin.errors import (
     CniError,
@@ -37,9 +35,6 @@ if TYPE_CHECKING:
 
 OK, NONE, ERROR = "ok", "none", "error"
 """How a call ended, in its last line of the log: done, done for a pod without tunnels, not done."""
-
-NAMESPACES_LIMIT = 8 << 20
-"""Bytes of the list of namespaces; a hundred thousand of the longest names."""
 
 EXEMPT_WAIT = 1.0
 """Seconds that a pod of an exempt namespace waits for the helper: it passes in any case, and may be what
@@ -233,32 +228,15 @@ def _standalone(invocation: Invocation, conf: NetConf) -> PodTunnels | None:
     if not conf.tunnels:
         if config.VIPS_ANNOTATION not in conf.pod_annotations:
             return None
-        if invocation.pod and _has_helper(conf):
-            _log(
-                invocation, conf, "warning", warnings=[f"{config.VIPS_ANNOTATION} of the pod: the helper decides here"]
-            )
+        from cni_plugin import helper_away
+
+        if invocation.pod and helper_away.has_helper(conf):
+            warning = f"{config.VIPS_ANNOTATION} of the pod: the helper decides here"
+            _log(invocation, conf, "warning", warnings=[warning])
             return None
     from cni_plugin.standalone import tunnels_of
 
     return tunnels_of(conf)
-
-
-def _has_helper(conf: NetConf) -> bool:
-    """Whether a helper runs on this node, or has run: its socket or its list of namespaces is there."""
-    for path in (conf.helper_socket, _namespaces_file(conf)):
-        try:
-            posix.lstat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError:
-            return True  # who knows; that it may not be looked at says that somebody takes care of it
-        return True
-    return False
-
-
-def _namespaces_file(conf: NetConf) -> str:
-    """The helper's list of namespaces with tunnels, one in a line, for the time in which it cannot be asked."""
-    return f"{conf.state_dir}/tunnelled-namespaces"
 
 
 def _ask(invocation: Invocation, conf: NetConf, record: Attachment) -> tuple[PodTunnels, str]:
@@ -284,7 +262,9 @@ def _ask(invocation: Invocation, conf: NetConf, record: Attachment) -> tuple[Pod
     answer = helper_client.ask(conf.helper_socket, request, wait)
     if answer.kind != helper_client.UNKNOWN:
         return answer.pod, "helper"
-    if not exempt and _must_wait(conf, record.namespace):
+    from cni_plugin import helper_away
+
+    if not exempt and helper_away.must_wait(conf, record.namespace):
         raise TryLater(
             f"pod {invocation.pod} waits for its tunnels: {answer.trouble}",
             f"waited {wait:g} s; whenHelperIsAway is {conf.when_helper_is_away}: see to service-tunnel-helper on this "
@@ -292,19 +272,6 @@ def _ask(invocation: Invocation, conf: NetConf, record: Attachment) -> tuple[Pod
         )
     _log(invocation, conf, "warning", source="helper away", trouble=answer.trouble, exempt=exempt)
     return NOTHING, "helper away"
-
-
-def _must_wait(conf: NetConf, namespace: str) -> bool:
-    """Whether a pod of `namespace` is to be kept from starting while the helper is away."""
-    if conf.when_helper_is_away != config.RETRY_IF_TUNNELLED:
-        return conf.when_helper_is_away == config.RETRY
-    try:
-        listed = trust.read_file(_namespaces_file(conf), NAMESPACES_LIMIT)
-    except (FileNotFoundError, NotADirectoryError):
-        return False  # a node that never had a helper knows of no tunnels
-    except OSError:
-        return True  # it had one, and who knows: a pod that waits does less harm than one that lacks its tunnels
-    return namespace.encode() in listed.split()
 
 
 def _earlier(invocation: Invocation, conf: NetConf, inode: int) -> PodTunnels:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from cni_plugin.netlink import Socket, nftables
 from cni_plugin.netns import entered
 from cni_plugin.pod.apply import OperationFailed, apply
-from cni_plugin.pod.plan import Operation, PodState, Unsupported, left_out, plan
+from cni_plugin.pod.plan import Operation, left_out, plan
 from cni_plugin.pod.state import NoInterface, read
+from cni_plugin.pod.target import PodState, Unsupported
 from cni_plugin.tunnel import MPLS, NOTHING, PodTunnels
 
 TYPE_CHECKING = False

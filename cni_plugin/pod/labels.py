@@ -14,7 +14,8 @@ from __future__ import annotations
 from cni_plugin.netlink import nftables as nft
 from cni_plugin.netlink import rtnl
 from cni_plugin.pod import ruleset
-from cni_plugin.pod.plan import LABEL_INPUT, PLATFORM_LABELS, PROTOCOL, Operation, loose, set_sysctl
+from cni_plugin.pod.plan import Operation, loose, set_sysctl
+from cni_plugin.pod.target import LABEL_INPUT, PLATFORM_LABELS, PROTOCOL
 from cni_plugin.tunnel import POD_LABEL
 
 TYPE_CHECKING = False
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from cni_plugin.netlink import Message
-    from cni_plugin.pod.plan import PodState
+    from cni_plugin.pod.target import PodState
 
 GATEWAYS, _CHAIN = "gateways", "labelled"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import posix
 
 from cni_plugin.netlink import NetlinkError, Socket, nftables, rtnl
-from cni_plugin.pod.plan import DEVICE, DEVICE_FOR_IPV6_UNDERLAY, HAND_ON_TABLE, PROTOCOL, TABLE, PodState, sysctls
 from cni_plugin.pod.ruleset import TABLE as RULESET_TABLE
 from cni_plugin.pod.ruleset import set_names
+from cni_plugin.pod.target import DEVICE, DEVICE_FOR_IPV6_UNDERLAY, HAND_ON_TABLE, PROTOCOL, TABLE, PodState, sysctls
 from cni_plugin.tunnel import POD_LABEL
 
 _OUR_DEVICES = {*DEVICE.values(), *DEVICE_FOR_IPV6_UNDERLAY.values()}

@@ -15,8 +15,8 @@ from pathlib import Path
 from cni_plugin.netlink import Message, NetlinkError, Socket, rtnl
 from cni_plugin.netlink.address import FAMILY
 from cni_plugin.netns import entered, identity
-from cni_plugin.pod.plan import DEVICE, DEVICE_FOR_IPV6_UNDERLAY
 from cni_plugin.pod.state import read_sysctl, write_sysctl
+from cni_plugin.pod.target import DEVICE, DEVICE_FOR_IPV6_UNDERLAY
 from cni_plugin.tunnel import GRE, MPLS, TUNNEL_ID, VXLAN_GPE
 from node_helper.kernel import bulk, ipsets, xtables
 from node_helper.kernel.commands import CommandFailed, run

@@ -16,9 +16,10 @@ from cni_plugin import pod
 from cni_plugin.netlink import Socket, nftables, rtnl
 from cni_plugin.netlink.address import pack
 from cni_plugin.netns import entered
-from cni_plugin.pod.plan import DEVICE, Operation
+from cni_plugin.pod.plan import Operation
 from cni_plugin.pod.ruleset import TABLE
 from cni_plugin.pod.state import read, read_sysctl
+from cni_plugin.pod.target import DEVICE
 from cni_plugin.tunnel import GRE, MODES, MPLS, VXLAN_GPE, PodTunnels, Remap, Tunnel
 from tests.kernel.private_netns import batch, private_netns, run, wait_until_delivered, wait_until_up
 from tests.kernel_features import lacking_modes

@@ -21,8 +21,9 @@ from cni_plugin.netlink.address import unpack, version
 from cni_plugin.netlink.rtnl import neighbours
 from cni_plugin.netlink.tcp_sockets import Connection
 from cni_plugin.pod.apply import OperationFailed, apply
-from cni_plugin.pod.plan import Operation, PodState
+from cni_plugin.pod.plan import Operation
 from cni_plugin.pod.state import read
+from cni_plugin.pod.target import PodState
 from cni_plugin.tunnel import MPLS, NOTHING, PodTunnels
 from tests.unit.netlink_bytes import items
 

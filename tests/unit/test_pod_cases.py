@@ -10,8 +10,8 @@ import pytest
 from cni_plugin import pod as pod_side
 from cni_plugin.netlink import rtnl
 from cni_plugin.pod import PodError, rules, ruleset
-from cni_plugin.pod.plan import Unsupported
 from cni_plugin.pod.ruleset import FINGERPRINT, TABLE
+from cni_plugin.pod.target import Unsupported
 from cni_plugin.tunnel import GRE, MPLS, VXLAN_GPE, PodTunnels, Remap, Tunnel
 from tests.unit.simulated_pod import ETH0, GATEWAY, LO, Kind, SimulatedPod
 

@@ -18,7 +18,7 @@ from cni_plugin.pod.hand_on.plan import (
     gateway,
     index_bytes,
 )
-from cni_plugin.pod.plan import HAND_ON_TABLE, PROTOCOL
+from cni_plugin.pod.target import HAND_ON_TABLE, PROTOCOL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

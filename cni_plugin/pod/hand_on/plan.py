@@ -8,7 +8,7 @@ from cni_plugin.netlink import rtnl
 from cni_plugin.netlink.address import pack, unpack, version
 from cni_plugin.netlink.rtnl.encapsulation import EncapsulatedRoute
 from cni_plugin.pod.hand_on.rules import fingerprint, mark_of
-from cni_plugin.pod.plan import HAND_ON_TABLE, PROTOCOL
+from cni_plugin.pod.target import HAND_ON_TABLE, PROTOCOL
 from cni_plugin.record import Record
 from cni_plugin.tunnel import GRE, TUNNEL_ID, HandOn
 
