@@ -101,12 +101,17 @@ def rebalance(
     owners = _completed(uid, names, _renamed(resized(table, size), names), balance=True)
     after = BucketTable(uid, size, names, owners, away=away)
     had, stacks = _history(table, size)
+    # What nodes make of the old table until the next is there: a bucket whose owner went is lent at once, and if a
+    # newcomer gets it by the next table, connections have begun with him who had it in between.
+    between = effective(resized(table, size), names if usable is None else usable)
     has = in_use(after)
-    if not any(stacks) and had == has:
+    if not any(stacks) and had == between == has:
         return after
     there = {*names, *alive}
-    for bucket, (before, now) in enumerate(zip(had, has, strict=True)):
-        stack = stacks[bucket] if before == now or before is None else (before, *stacks[bucket])
+    for bucket, (before, lent, now) in enumerate(zip(had, between, has, strict=True)):
+        stack = stacks[bucket]
+        if before != now or lent != now:
+            stack = (*[name for name in (lent, before) if name is not None], *stack)
         if stack:
             left = dict.fromkeys([name for name in stack if name != now and name in there])
             stacks[bucket] = tuple(left)[:PREVIOUS_OWNERS]

@@ -180,14 +180,16 @@ def test_previous_owners_are_alive_and_few_and_not_the_owner_itself(
     alive = data.draw(st.sets(st.sampled_from(table.endpoints))) if table.endpoints else set()
     usable = data.draw(st.sets(st.sampled_from(sorted(names)))) if names else set()
     after = rebalance(table, UID, names, table.size, usable, alive)
-    had, has = in_use(table), in_use(after)
+    had, between, has = in_use(table), effective(table, usable), in_use(after)
     for bucket in range(after.size):
         stack = after.stack(bucket)
         assert len(set(stack)) == len(stack) <= PREVIOUS_OWNERS
         assert has[bucket] not in stack
         assert set(stack) <= names | alive
         if had[bucket] != has[bucket] and had[bucket] in names | alive:
-            assert stack[0] == had[bucket]
+            assert had[bucket] in stack[:2]
+        if between[bucket] not in (has[bucket], None):
+            assert stack[0] == between[bucket], "nodes gave it flows before this table was there"
     assert not set(after.former) & names
     assert set(after.away) == names - usable
 
@@ -219,6 +221,15 @@ def test_a_bucket_that_moves_on_remembers_all_who_had_it_the_latest_first() -> N
     assert stack_of(table, D, (C, B, A))
     assert stack_of(rebalance(table, UID, [D], 8, alive=[A, C]), D, (C, A)), "B is gone"
     assert stack_of(rebalance(table, UID, ["10.244.0.9"], 8, alive=[A, B, C, D]), "10.244.0.9", (D, C, B))
+
+
+def test_who_had_a_leavers_bucket_until_a_newcomer_got_it_is_remembered() -> None:
+    """Removal is at once, addition is stored first, and not at once after the table before: flows begin in between."""
+    table = fresh(UID, [A, B, C], 8)
+    between = effective(table, [B, C])
+    after = rebalance(table, UID, [B, C, D], 8, alive=[A])
+    moved_on = [bucket for bucket in range(8) if table.owner(bucket) == A and after.owner(bucket) == D]
+    assert moved_on and {after.stack(bucket) for bucket in moved_on} == {(between[b], A) for b in moved_on}
 
 
 def test_a_bucket_that_comes_back_remembers_who_had_it_meanwhile() -> None:
