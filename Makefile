@@ -8,7 +8,7 @@ PLUGIN_SOURCES := $(shell find cni_plugin -name '*.py') \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test lint unit kernel conformance portability vm bench fuzz plugin clean
+.PHONY: help setup demo test lint unit kernel conformance portability vm bench faults fuzz plugin clean
 
 help: ## what there is to make
 	@awk -F ':[^#]*## ' '/^[a-z]+:[^#]*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ vm: setup $(PLUGIN) ## the same tests on Debian's stock kernel in a virtual mach
 
 bench: setup $(PLUGIN) ## measurements as ratios, into build/bench.json (ONLY="plugin-version plugin-*-cold", ARGS=--help; root)
 	@$(PYTHON) -m tests.bench $(ARGS) $(foreach name,$(ONLY),'$(name)')
+
+faults: setup $(PLUGIN) ## the fault matrix: what is lost when, into build/faults.json (ARGS="--connections 200 --resume", ARGS=--help; root)
+	@$(PYTHON) -m tests.faults $(ARGS)
 
 fuzz: setup ## fuzz the parsers (ARGS="--count 1000000 --seed 7 record", ARGS=--help)
 	@$(PYTHON) -m tests.fuzz $(ARGS)

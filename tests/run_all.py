@@ -33,7 +33,7 @@ NOT_IN_VM = tuple(
         "plugin_contract plugin_input plugin_odd_surroundings plugin_faults plugin_full_disk plugin_killed_binary "
         "plugin_many plugin_helper_away plugin_and_helper plugin_networks plugin_status trust frozen_plugin "
         "frozen_errors demo testbed testbed_traffic lifecycle helper_killed one_helper messages repair bad_input "
-        "overlay bench cleanup preflight operation bgp draining install_full_disk install_upgrade"
+        "overlay bench cleanup preflight operation bgp draining install_full_disk install_upgrade faults"
     ).split()
 )
 """What says nothing about modes or kernels, and would take long on emulated processors: the CNI contract's many cases,
@@ -41,7 +41,7 @@ odd paths, faults, crowds and helpers that are away, pods on several networks, o
 build (and strace, which is not there), the demo as a process, the testbed's own tests, the rest of the helper's life
 with its end at random points, its rivals and its messages, the many ways to harm what is ours (test_tampering.py has
 those that the kernel tells of), wrong input, an overlay of another project's kind, what cleaning up, preflight, probes
-and metrics say, routing daemons, and the installer."""
+and metrics say, routing daemons, the installer, and the fault matrix, which has a run of its own there."""
 CNI_CONTRACT = tuple(f"conformance/test_{name}.py" for name in ("contract", "chains", "peers"))
 
 

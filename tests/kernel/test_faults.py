@@ -1,0 +1,59 @@
+"""The fault matrix in short: a handful of its cells, with few connections, of which none may be lost without a reason.
+
+All of it is `make faults` (docs/faults.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cni_plugin.tunnel import VXLAN_GPE
+from tests.faults.__main__ import measure
+from tests.faults.faults import FAULTS
+from tests.faults.stage import OWN, Stage
+
+CONNECTIONS = 100
+FAMILIES = ("v4", "v6")
+COSTS_NOTHING = (
+    ("endpoint-added", "busy"),
+    ("ingress-drained", "new"),
+    ("helpers-killed", "udp"),
+    ("table-deleted", "idle"),
+    ("ecmp-reshuffled", "transfers"),
+    ("mtu-lowered", "transfers"),
+)
+
+
+@pytest.fixture(scope="module")
+def stage() -> Iterator[Stage]:
+    with Stage(VXLAN_GPE, minute=2.0) as stage:
+        yield stage
+
+
+@pytest.fixture(autouse=True)
+def whole(stage: Stage) -> Iterator[None]:
+    yield
+    stage.make_whole()
+
+
+@pytest.mark.parametrize(("fault", "load"), COSTS_NOTHING)
+def test_a_fault_that_costs_nothing_does_not(stage: Stage, fault: str, load: str) -> None:
+    for cell in measure(stage, (fault, load, VXLAN_GPE, FAMILIES), CONNECTIONS):
+        assert cell.open and cell.requests
+        assert (cell.lost, cell.requests_lost, cell.unexplained) == (0, 0, 0), cell
+
+
+@pytest.mark.parametrize("fault", ["endpoint-terminating", "endpoint-killed"])
+def test_the_end_of_an_endpoint_costs_its_own_connections_only(stage: Stage, fault: str) -> None:
+    for cell in measure(stage, (fault, "busy", VXLAN_GPE, FAMILIES), CONNECTIONS):
+        assert 0 < cell.lost < cell.open
+        assert (cell.unexplained, cell.explained) == (0, OWN), cell
+
+
+def test_an_ingress_node_that_dies_while_an_endpoint_drains_costs_no_other_connection(stage: Stage) -> None:
+    """BIRD with BFD finds out; datagrams that were under way are the price."""
+    assert not FAULTS["ingress-dies-endpoint-drains"].leaves_traces
+    for cell in measure(stage, ("ingress-dies-endpoint-drains", "udp", VXLAN_GPE, FAMILIES), CONNECTIONS):
+        assert (cell.lost, cell.unexplained) == (0, 0), cell
