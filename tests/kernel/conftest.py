@@ -8,6 +8,7 @@ import pytest
 
 from cni_plugin.tunnel import MPLS
 from tests.kernel.plugin_calls import binary, netns, pod  # noqa: F401 - fixtures
+from tests.testbed.holding import Held
 from tests.testbed.manifests import service_port
 from tests.testbed.scene import MAPPED_VIPS, Scene
 
@@ -26,6 +27,21 @@ MAPPED = (
 
 def places(mode: str) -> tuple[tuple[str, str], ...]:
     return LOCAL if mode == MPLS else REMOTE
+
+
+def wait_for_answers(scene: Scene, *held: Held) -> None:
+    """Until every connection was answered by its pod to a question that was asked from now on."""
+    first = [[each.answers for each in connections.each()] for connections in held]
+    # The first answer may belong to a question from before; the second cannot.
+
+    def answered() -> bool:
+        return all(
+            each.outcome == "open" and each.answers >= before + 2
+            for connections, befores in zip(held, first, strict=True)
+            for each, before in zip(connections.each(), befores, strict=True)
+        )
+
+    scene.wait(answered, "answers to all connections")
 
 
 def announce_where_served(scene: Scene, mode: str, vips: Mapping[int, str]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from cni_plugin import attachment
+from tests.kernel.conftest import wait_for_answers
 from tests.testbed import traffic
 from tests.testbed.cni import PluginFailed
 from tests.testbed.holding import Connection, Held
@@ -101,18 +102,6 @@ def traced(scene: Scene, connections: Held, version: int) -> dict[Source, str]:
     """Where `trace` says that these connections go now."""
     helper, vip = scene.helpers["ingress1"], VIPS[version]
     return {each: helper.trace("tcp", *each, vip, 8080)["pod"].partition("/")[2] for each in seen_by(connections)}
-
-
-def wait_for_answers(scene: Scene, connections: Held) -> None:
-    """Until every connection was answered by its pod to a question that was asked from now on."""
-    first = {source: each.answers for source, each in seen_by(connections).items()}
-
-    def answered() -> bool:
-        now = seen_by(connections)
-        # The first answer may belong to a question from before; the second cannot.
-        return all(each.outcome == "open" and each.answers >= first[source] + 2 for source, each in now.items())
-
-    scene.wait(answered, "answers to all connections")
 
 
 @pytest.mark.parametrize("version", [4, 6])
@@ -234,8 +223,11 @@ def test_draining_takes_the_announcement_away_and_goes_on_forwarding(scene: Scen
 
 
 def test_a_node_that_loses_its_label_is_no_ingress_node_any_more(scene: Scene) -> None:
+    """Once the drain time is over, in which it forwards what still comes."""
     node = scene.cluster.nodes["ingress2"]
     labels = dict(node.labels)
+    scene.helpers["ingress2"].stop()
+    scene.start_helpers(["ingress2"], ["--drain-time", "1"])
     node.labels.pop("node")
     scene.sync()
     try:
@@ -245,6 +237,7 @@ def test_a_node_that_loses_its_label_is_no_ingress_node_any_more(scene: Scene) -
     finally:
         node.labels.update(labels)
         scene.sync()
+        scene.helpers["ingress2"].stop()  # the fixture starts it as it was
 
 
 def test_a_pod_has_its_vip_before_its_program_begins(scene: Scene) -> None:

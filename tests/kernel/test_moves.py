@@ -5,25 +5,11 @@ from __future__ import annotations
 import pytest
 
 from cni_plugin.tunnel import MODES
-from tests.kernel.conftest import announce_where_served, places
+from tests.kernel.conftest import announce_where_served, places, wait_for_answers
 from tests.testbed.holding import Held
 from tests.testbed.scene import VIPS, Scene
 
 pytestmark = pytest.mark.parametrize("mode", MODES, scope="module")
-
-
-def wait_for_answers(scene: Scene, *held: Held) -> None:
-    """Until every connection was answered by its pod to a question that was asked from now on."""
-    first = [[each.answers for each in connections.each()] for connections in held]
-
-    def answered() -> bool:
-        return all(
-            each.outcome == "open" and each.answers >= before + 2
-            for connections, befores in zip(held, first, strict=True)
-            for each, before in zip(connections.each(), befores, strict=True)
-        )
-
-    scene.wait(answered, "answers to all connections")
 
 
 def test_a_pod_that_comes_and_then_terminates_costs_no_connection(scene: Scene, mode: str) -> None:

@@ -47,9 +47,8 @@ def test_a_pod_that_cannot_be_cleared_keeps_its_record_for_del_and_gc(
     assert node.records() == []
 
 
-def test_a_failure_after_the_pod_was_configured_takes_its_tunnels_away_again(
-    node: Node, pod_side: FakePodSide, helper: FakeHelper, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def let_the_disk_be_full_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the record is to say *ready*, and all is done."""
     write = attachment.write
 
     def full_disk(run_dir: str, record: attachment.Attachment) -> None:
@@ -58,6 +57,12 @@ def test_a_failure_after_the_pod_was_configured_takes_its_tunnels_away_again(
         write(run_dir, record)
 
     monkeypatch.setattr(attachment, "write", full_disk)
+
+
+def test_a_failure_after_the_pod_was_configured_takes_its_tunnels_away_again(
+    node: Node, pod_side: FakePodSide, helper: FakeHelper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_the_disk_be_full_at_the_end(monkeypatch)
     with pytest.raises(IoFailure, match="No space left"):
         verbs.add(node.invocation(), node.conf())
     assert pod_side.pods == {}
@@ -250,14 +255,7 @@ def test_a_second_network_that_fails_leaves_the_firsts_tunnels(
     node: Node, pod_side: FakePodSide, helper: FakeHelper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     verbs.add(node.invocation(), node.conf())
-    write = attachment.write
-
-    def full_disk(run_dir: str, record: attachment.Attachment) -> None:
-        if record.state == attachment.READY:
-            raise OSError(28, "No space left on device")
-        write(run_dir, record)
-
-    monkeypatch.setattr(attachment, "write", full_disk)
+    let_the_disk_be_full_at_the_end(monkeypatch)
     with pytest.raises(IoFailure):
         verbs.add(node.invocation(ifname="net1"), second(node))
     assert pod_side.pods == {str(node.netns): WANTED}
