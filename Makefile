@@ -8,7 +8,7 @@ PLUGIN_SOURCES := $(shell find cni_plugin -name '*.py') \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup demo test lint unit kernel conformance portability vm bench faults fuzz plugin clean
+.PHONY: help setup demo test lint unit kernel conformance portability vm bench faults fuzz plugin image clean
 
 help: ## what there is to make
 	@awk -F ':[^#]*## ' '/^[a-z]+:[^#]*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ plugin: setup $(PLUGIN) ## the CNI plugin as a frozen folder, dist/service-tunne
 $(PLUGIN): $(PLUGIN_SOURCES) | setup
 	@$(PYTHON) -m install.build $(@D)
 	@touch $@
+
+image: setup $(PLUGIN) ## the image's content: dist/image, and dist/image.tar.gz (root)
+	@$(PYTHON) -m install.image root dist/image
 
 clean: ## what was built or cached in this folder (.venv and the virtual machine's image stay)
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

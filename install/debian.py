@@ -26,12 +26,12 @@ def mirror() -> str:
 
     Raises DebianError where apt has none.
     """
-    return os.environ.get("DEBIAN_MIRROR") or _entry(_codename())
+    return os.environ.get("DEBIAN_MIRROR") or _entry(release())
 
 
 def security_mirror() -> str:
     """The address of the mirror of security updates; raises DebianError where apt has none."""
-    return os.environ.get("DEBIAN_SECURITY_MIRROR") or _entry(f"{_codename()}-security")
+    return os.environ.get("DEBIAN_SECURITY_MIRROR") or _entry(f"{release()}-security")
 
 
 def architecture() -> str:
@@ -108,7 +108,8 @@ def _run(command: Sequence[str], folder: Path) -> None:
         raise DebianError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr or done.stdout}")
 
 
-def _codename() -> str:
+def release() -> str:
+    """The name of the release that is installed here, as `bookworm`."""
     lines = Path("/etc/os-release").read_text().splitlines()
     fields = {name: value.strip('"') for name, _, value in (line.partition("=") for line in lines)}
     return fields.get("VERSION_CODENAME", "")

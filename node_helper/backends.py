@@ -128,7 +128,7 @@ class _Kubernetes(Backend):
 
         One that forwards goes on with what its kernel has, which is no older. Runs in a thread of its own.
         """
-        if self._source.read() is not None or Router().exists() or (found := self._last.load()) is None:
+        if self._source.read() is not None or Router().stands() or (found := self._last.load()) is None:
             return
         snapshot, age = found
         why = f"it was not reached since the start; what was known {age:.0f} s before is in use: {self.trouble()}"

@@ -6,8 +6,11 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import socket as sockets
 import sys
+import threading
+import time
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ import click
 import structlog
 
 from cni_plugin import __version__
+from cni_plugin.pod.state import look_for_sysctls_at
 from cni_plugin.tunnel import MODES, VXLAN_GPE
 from node_helper.asks import SocketTaken, answers, question
 from node_helper.backends import BackendError
@@ -26,6 +30,9 @@ from node_helper.vips import VipRules, vip_range
 _SOCKET = Path("/run/service-tunnel/helper.sock")
 _RUN_DIR = Path("/run/service-tunnel")
 _STATE_DIR = Path("/var/lib/service-tunnel")
+
+_LOOK_EVERY = 1.0
+"""Seconds."""
 
 _socket = click.option(
     "--socket", "socket_path", type=click.Path(path_type=Path), default=_SOCKET, show_default=True,
@@ -121,6 +128,9 @@ def _endpoint(_: click.Context, __: click.Parameter, value: str | None) -> tuple
               help="Addresses that may be VIPs, repeatable; none: with --manifests any, else none.")  # fmt: skip
 @click.option("--pod-range", multiple=True, callback=_networks, metavar="CIDR", help="Never VIPs.")
 @click.option("--service-range", multiple=True, callback=_networks, metavar="CIDR", help="Never VIPs.")
+@click.option("--namespace-kept", is_flag=True, help="The router's namespace is made by `keep-namespace`, not here.")
+@click.option("--sysctls", type=click.Path(path_type=Path), default=Path("/proc/sys/net"), show_default=True,
+              help="Where /proc/sys/net is writable, in a container.")  # fmt: skip
 @click.option("--metrics", callback=_endpoint, metavar="ADDR:PORT", help="Serve Prometheus metrics there.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option(
@@ -132,7 +142,7 @@ def run(
     socket_path: Path, run_dir: Path, state_dir: Path, mode: str, buckets: int, seed: int, drain_time: float,
     resync: float,
     vip_range: tuple[Any, ...], pod_range: tuple[Any, ...], service_range: tuple[Any, ...],
-    metrics: tuple[str, int] | None, log_format: str, log_level: str,
+    namespace_kept: bool, sysctls: Path, metrics: tuple[str, int] | None, log_format: str, log_level: str,
 ) -> None:  # fmt: skip
     """Keep this node as the Services want it, until told to stop."""
     from node_helper.daemon import Daemon
@@ -148,8 +158,9 @@ def run(
         run_dir=run_dir, state_dir=state_dir, mode=mode, buckets=buckets, seed=seed,
         drain_time=drain_time, resync=resync,
         vip_rules=VipRules(vip_range, manifests is None, pod_range, service_range, manifests is not None),
-        metrics=metrics,
+        namespace_kept=namespace_kept, metrics=metrics,
     )  # fmt: skip
+    look_for_sysctls_at(str(sysctls))
     try:
         asyncio.run(Daemon(settings).run())
     except (AnotherHelper, SocketTaken, BackendError, OSError) as error:
@@ -265,6 +276,39 @@ def cleanup(socket_path: Path, run_dir: Path, state_dir: Path, force: bool) -> N
     failures = clean(run_dir, state_dir, click.echo)
     if failures:
         raise click.ClickException("; ".join(failures))
+
+
+@main.command("keep-namespace", context_settings=_ENVIRONMENT)
+@click.option("--check", is_flag=True, help="Only say, by the exit status, whether it is there.")
+def keep_namespace(check: bool) -> None:
+    """Make the router's namespace, and again when it is gone; it stays when this ends."""
+    from node_helper.keeper import is_kept, keep
+
+    if check:
+        sys.exit(0 if is_kept() else 1)
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):  # as the first process of a container it would hear neither
+        signal.signal(number, lambda *_: ended.set())
+    try:
+        keep(click.echo, lambda: not ended.wait(_LOOK_EVERY))
+    except OSError as error:
+        raise click.ClickException(str(error)) from None
+
+
+@main.command("wait-until-left", context_settings=_ENVIRONMENT)
+@_socket
+@click.option("--at-most", type=click.FloatRange(min=0), default=3600.0, show_default=True, help="Seconds.")
+def wait_until_left(socket_path: Path, at_most: float) -> None:
+    """Wait while this node is leaving the ingress role; at once over where it stays. For a hook before the end."""
+    from node_helper.keeper import wait_until_left as waited
+
+    deadline = time.monotonic() + at_most
+
+    def wait() -> bool:
+        time.sleep(min(_LOOK_EVERY, max(deadline - time.monotonic(), 0)))
+        return time.monotonic() < deadline
+
+    click.echo(waited(lambda: _ask(socket_path, "status", patterns=["/"])["status"], wait, looks=4))
 
 
 def _ask(path: Path, op: str, **fields: Any) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class Reconciler:
         self.news = News()
         """What the kernel tells of changes that others made; the event loop waits for it."""
         self._host = Host(settings.run_dir, self.news)
-        self._router = Router(news=self.news)
+        self._router = Router(news=self.news, kept=settings.namespace_kept)
         self.news.follow_host(self._host.route)
         self._facts = FactsReader(self._host.route)
         self._modules = MplsModules()
@@ -123,7 +123,7 @@ class Reconciler:
         if labels:
             self._modules.load(full)
         drained = draining_mark(settings.state_dir).exists()
-        part = self._part.play(node, drained, INGRESS in settings.roles and self._router.exists())
+        part = self._part.play(node, drained, INGRESS in settings.roles and self._router.stands())
         ingress = part.forwards
         pods = PodRound()
         handovers: Handovers = {}
@@ -215,7 +215,7 @@ class Reconciler:
             return RouterChanges(), []
         self._host.withdraw(host, full)
         if router is None:
-            if self._router.exists():
+            if self._router.remains():
                 self._router.remove(self._host.route)
                 self._host.forget()
             self._present = None

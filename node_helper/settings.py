@@ -46,5 +46,7 @@ class Settings:
     resync: float = 30.0
     """Seconds between two comparisons of everything with the kernel."""
     vip_rules: VipRules = field(default_factory=VipRules)
+    namespace_kept: bool = False
+    """The router's namespace is made and kept by another program (`node_helper.keeper`)."""
     metrics: tuple[str, int] | None = None
     """Address and port of the metrics' HTTP server."""

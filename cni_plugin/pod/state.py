@@ -95,10 +95,19 @@ def _elements(netfilter: Socket) -> dict[str, frozenset[tuple[bytes, bytes]]]:
     return elements
 
 
+_sysctls = "/proc/sys/net"
+
+
+def look_for_sysctls_at(folder: str) -> None:
+    """Says where /proc/sys/net is writable: a container that is not privileged has it read-only at its own place."""
+    global _sysctls
+    _sysctls = folder
+
+
 def read_sysctl(name: str) -> str | None:
     """The value of /proc/sys/net/`name`, None where there is no such."""
     try:
-        descriptor = posix.open(f"/proc/sys/net/{name}", posix.O_RDONLY | posix.O_CLOEXEC)
+        descriptor = posix.open(f"{_sysctls}/{name}", posix.O_RDONLY | posix.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:
@@ -109,7 +118,7 @@ def read_sysctl(name: str) -> str | None:
 
 def write_sysctl(name: str, value: str) -> None:
     """Raises OSError (EROFS where a container sees /proc/sys read-only)."""
-    descriptor = posix.open(f"/proc/sys/net/{name}", posix.O_WRONLY | posix.O_CLOEXEC)
+    descriptor = posix.open(f"{_sysctls}/{name}", posix.O_WRONLY | posix.O_CLOEXEC)
     try:
         posix.write(descriptor, value.encode())
     finally:

@@ -28,7 +28,7 @@ def install(control: ControlPlane) -> None:
     """Exactly the rights that an installation has; and an account with those of both roles, for `run` by hand."""
     control.apply(BOTH_ROLES)
     for name in ("rbac", "admission"):
-        control.apply(*yaml.safe_load_all((PROJECT / "install" / "kubernetes" / f"{name}.yaml").read_text()))
+        control.apply(*yaml.safe_load_all((PROJECT / "install" / "kubernetes" / "base" / f"{name}.yaml").read_text()))
 
 
 @pytest.fixture(scope="session")

@@ -163,6 +163,7 @@ class ControlPlane:
             f"--bind-address={self._address}", f"--advertise-address={self._address}",
             f"--cert-dir={self._certificates}",
             f"--token-auth-file={self.folder / 'tokens'}", "--authorization-mode=RBAC", "--profiling=false",
+            "--allow-privileged=true",  # as installations that people use have it
             "--disable-admission-plugins=ServiceAccount",  # nothing here makes the accounts of pods
             "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={keys}",
             f"--service-account-signing-key-file={keys}", "--service-cluster-ip-range=10.96.0.0/16,fd96::/108", *flags,

@@ -1,4 +1,4 @@
-"""The rights that install/kubernetes/rbac.yaml gives: enough, each needed, and none to change anything else."""
+"""The rights that install/kubernetes/base/rbac.yaml gives: enough, each needed, and none to change anything else."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from node_helper.settings import INGRESS, NODE
 
 WATCHES_OPEN = 0.5
 """Seconds in which a watch that is refused says so."""
-RBAC = PROJECT / "install" / "kubernetes" / "rbac.yaml"
+RBAC = PROJECT / "install" / "kubernetes" / "base" / "rbac.yaml"
 ROLES: dict[str, dict[str, Any]] = {
     found["metadata"]["name"]: found for found in yaml.safe_load_all(RBAC.read_text()) if found["kind"] == "ClusterRole"
 }

@@ -8,6 +8,7 @@ and goes on.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path
@@ -61,9 +62,13 @@ _DEVICE_SYSCTLS = {"rp_filter": "0", "send_redirects": "0", "accept_local": "1"}
 class Router:
     """Handle on the router's namespace; made, found, read, changed, removed by it."""
 
-    def __init__(self, namespace: str = NAMESPACE, news: News | None = None) -> None:
-        """`news`, where it is given, is told to follow what others do in the namespace."""
+    def __init__(self, namespace: str = NAMESPACE, news: News | None = None, kept: bool = False) -> None:
+        """`news`, where it is given, is told to follow what others do in the namespace.
+
+        `kept`: somebody else makes the namespace (`node_helper.keeper`), and it is neither made nor removed here.
+        """
         self._news = news
+        self._kept = kept
         self.path = str(_NETNS_FOLDER / namespace)
         self._name = namespace
         self._socket: Socket | None = None
@@ -84,17 +89,32 @@ class Router:
         found, parent = identity(self.path), identity(str(_NETNS_FOLDER))
         return found is not None and parent is not None and found[0] != parent[0]
 
+    def stands(self) -> bool:
+        """The namespace is there, and the host has a link to it: it is, or was, a router."""
+        return self.exists() and _has_link(HOST_DEVICE)
+
+    def remains(self) -> bool:
+        """There is something that `remove` would take away."""
+        return self.stands() if self._kept else self.exists()
+
+    def make(self) -> bool:
+        """Makes the namespace where it is missing; returns whether it was. Raises CommandFailed, OSError."""
+        if self.exists():
+            return False
+        if os.path.lexists(self.path):
+            os.unlink(self.path)
+        run(["ip", "netns", "add", self._name])
+        return True
+
     def ensure(self, host: Socket, wanted: RouterWanted, full: bool = True) -> bool:
         """Makes what is missing of namespace, link, devices, sysctls, rules.
 
         Returns whether routes may be gone with something that had to be made anew. `host`: a socket in the host's
         namespace. With `full` the chains are looked at, too. Raises NetlinkError, CommandFailed, OSError.
         """
-        lost = not self.exists()
-        if lost:
-            if os.path.lexists(self.path):
-                os.unlink(self.path)
-            run(["ip", "netns", "add", self._name])
+        if self._kept and not self.exists():
+            raise CommandFailed(2, f"{self.path} is not there: `service-tunnel-helper keep-namespace` has to make it")
+        lost = self.make()
         self._reopen_when_replaced()
         lost |= self._ensure_link(host)
         with entered(self.path):
@@ -118,11 +138,13 @@ class Router:
                 self._news.pass_over_chains()
 
     def remove(self, host: Socket) -> None:
-        """Deletes the namespace with all in it, and the link; quiet where there is none."""
+        """Deletes the namespace with all in it, and the link; of one that is kept only the link. Quiet without one."""
         self.close()
         for link in rtnl.dump_links(host):
             if link.name == HOST_DEVICE:
                 host.run(rtnl.delete_link(link.index, link.name))
+        if self._kept:
+            return
         if self.exists():
             run(["ip", "netns", "delete", self._name])
         elif os.path.lexists(self.path):
@@ -351,3 +373,11 @@ def _set_sysctl(name: str, value: str) -> None:
 
 
 __all__ = ["HOST_DEVICE", "HOST_LINK", "LINK_PREFIX", "ROUTER_LINK", "Router", "device_of"]
+
+
+def _has_link(name: str) -> bool:
+    """In the namespace of this thread."""
+    try:
+        return bool(socket.if_nametoindex(name))
+    except OSError:
+        return False
