@@ -59,14 +59,9 @@ def programs(folder: Path) -> None:
     """Puts what is ours, and the Python packages that it needs, below `folder`; raises ImageError, OSError."""
     if not (PLUGIN / "service-tunnel").is_file():
         raise ImageError(f"there is no plugin in {PLUGIN}: `make plugin` builds it")
-    site = folder / "usr" / "local" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "dist-packages"
-    if not site.exists():
-        site.mkdir(parents=True)
-        _run(
-            sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile",
-            f"--constraint={PROJECT / 'install' / 'constraints.txt'}", f"--target={site}", *dependencies(),
-        )  # fmt: skip
-        shutil.rmtree(site / "bin", ignore_errors=True)
+    site = _site(folder)
+    if not (site / "click").is_dir():
+        _put_dependencies(site)
     for name in OURS:
         _copy(PROJECT / name, site / name)
     _copy(PLUGIN, folder / PLUGIN_IN_IMAGE)
@@ -75,6 +70,20 @@ def programs(folder: Path) -> None:
         command.parent.mkdir(parents=True, exist_ok=True)
         command.write_text(_COMMAND.format(module=module))
         command.chmod(0o755)
+
+
+def _site(folder: Path) -> Path:
+    """Where this machine's Python, which is Debian's, looks for packages that are not Debian's."""
+    return folder / "usr" / "local" / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "dist-packages"
+
+
+def _put_dependencies(site: Path) -> None:
+    site.mkdir(parents=True, exist_ok=True)
+    _run(
+        sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile",
+        f"--constraint={PROJECT / 'install' / 'constraints.txt'}", f"--target={site}", *dependencies(),
+    )  # fmt: skip
+    shutil.rmtree(site / "bin", ignore_errors=True)
 
 
 def root(folder: Path, say: Say = print) -> None:
@@ -113,17 +122,12 @@ def _base(say: Say) -> Path:
                     shutil.rmtree(path)
                 else:
                     path.unlink()
-        programs(made)
+        _put_dependencies(_site(made))
         return made
 
-    pins = [
-        release,
-        debian.architecture(),
-        *packages(),
-        *dependencies(),
-        (PROJECT / "install/constraints.txt").read_text(),
-    ]
-    return made_once("image", [*pins, *_DROPPED], make, "making the image's Debian part (two minutes)", say)
+    constraints = (PROJECT / "install" / "constraints.txt").read_text()
+    pins = [release, debian.architecture(), *packages(), *dependencies(), constraints, Path(__file__).read_text()]
+    return made_once("image", pins, make, "making the image's Debian part (two minutes)", say)
 
 
 def _copy(source: Path, target: Path) -> None:

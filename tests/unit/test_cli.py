@@ -259,6 +259,8 @@ def test_every_flag_of_run_may_come_from_the_environment(settings: list[Settings
         "SVC_TUNNEL_VIP_RANGE": "198.51.100.0/24=shop,web 203.0.113.0/24",
         "SVC_TUNNEL_POD_RANGE": "10.244.0.0/16 fd00:44::/48",
         "SVC_TUNNEL_SERVICE_RANGE": "10.96.0.0/12",
+        "SVC_TUNNEL_NAMESPACE_KEPT": "true",
+        "SVC_TUNNEL_SYSCTLS": "/proc/sys/net",
         "SVC_TUNNEL_METRICS": "127.0.0.1:9100",
         "SVC_TUNNEL_LOG_FORMAT": "json",
         "SVC_TUNNEL_LOG_LEVEL": "debug",
