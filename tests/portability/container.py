@@ -21,9 +21,9 @@ from tests.testbed.host import Host
 PROPAGATION = {"HostToContainer": "rslave", "Bidirectional": "rshared", None: "rprivate"}
 
 
-def pods() -> dict[str, dict[str, Any]]:
-    """The specs of the pods of service-tunnel.yaml, by the DaemonSet's name."""
-    objects = yaml.safe_load_all((HERE / "service-tunnel.yaml").read_text())
+def pods(manifest: str = "service-tunnel") -> dict[str, dict[str, Any]]:
+    """The specs of the pods of one manifest, by the DaemonSet's name."""
+    objects = yaml.safe_load_all((HERE / f"{manifest}.yaml").read_text())
     return {one["metadata"]["name"]: one["spec"]["template"]["spec"] for one in objects if one["kind"] == "DaemonSet"}
 
 

@@ -186,3 +186,18 @@ def test_the_installer_in_its_container_puts_plugin_and_entry_on_the_node(scene:
         assert installer.wait(30) == 0
         assert installer.stdout
         installer.stdout.close()
+
+
+def test_the_uninstall_manifest_takes_everything_of_the_helpers_off_a_node(scene: InImage) -> None:
+    host = scene.cluster.nodes["ingress2"].host
+    for name in [name for name in scene.helpers if name.startswith("ingress2")]:
+        scene.helpers[name].stop()
+    scene.keepers["ingress2"].terminate()
+    assert scene.keepers["ingress2"].wait(30) == 0 and router(scene, "ingress2")
+    pod = container.pods("uninstall")["uninstall"]
+    for name in ("ingress", "node"):
+        assert container.start(host, scene.root, pod, name, "ingress2").wait(60) == 0
+    assert not router(scene, "ingress2") and not host.path("/run/netns/service-tunnel").exists()
+    left = [host.run(*command).stdout for command in (("ip", "link"), ("iptables-save",), ("nft", "list", "ruleset"))]
+    assert "svctun" not in "".join(left) and "SERVICE-TUNNEL" not in "".join(left)
+    assert host.run("ip", "route", "show", "proto", "116").stdout == ""
