@@ -18,6 +18,7 @@ LOST, REQUEST, STALL = "lost", "request", "stall"
 EVERYTHING = frozenset((LOST, REQUEST, STALL))
 LATE = frozenset((REQUEST, STALL))
 """What a packet lost on its way costs: TCP sends it again, UDP does not."""
+BUSY = "the machine gave the client itself no processor for a while"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Outcome:
     longest: float
     """Seconds, the longest wait for an answer."""
     losses: Sequence[Loss]
+    pauses: Sequence[tuple[float, float]] = ()
+    """When the client's program itself had no processor."""
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Outcome:
@@ -72,7 +75,8 @@ class Outcome:
         losses = [Loss(LOST, *fields) for fields in told["lost"]]
         losses += [Loss(REQUEST, "silent", *fields) for fields in told["lost_requests"]]
         losses += [Loss(STALL, "late", *fields) for fields in told["stalls"]]
-        return cls(told["open"], told["requests"], told["moved"], told["longest"], losses)
+        pauses = [(since, until) for since, until in told["pauses"]]
+        return cls(told["open"], told["requests"], told["moved"], told["longest"], losses, pauses)
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Cell:
     moved: int = 0
     longest: float = 0.0
     unexplained: int = 0
-    """Losses that nothing excuses; stalls count only where a fault is to cost no time at all."""
+    """Losses and stalls that nothing excuses."""
     examples: tuple[str, ...] = ()
     """A few of those."""
     seconds: float = 0.0
@@ -118,8 +122,9 @@ def judge(key: Key, outcome: Outcome, excuses: Sequence[Excuse], seconds: float,
     """The cell of what was seen. A TCP connection answered by two pods is a loss without an excuse."""
     reasons: dict[str, None] = {}
     bad = []
+    own = [Excuse(BUSY, since, until, kinds=LATE) for since, until in outcome.pauses]
     for loss in outcome.losses:
-        excuse = next((excuse for excuse in excuses if excuse.covers(loss)), None)
+        excuse = next((excuse for excuse in (*excuses, *own) if excuse.covers(loss)), None)
         if excuse is None:
             bad.append(f"{loss.kind} ({loss.how}) of {loss.pod or 'nobody'} after {loss.until - loss.since:.2f} s")
         else:

@@ -14,7 +14,7 @@ import sys
 import time
 
 from tests.faults.datagrams import Datagrams, Fragments
-from tests.faults.flows import LAST_ANSWERS, Load
+from tests.faults.flows import LAST_ANSWERS, PAUSE, Load
 from tests.faults.streams import Newcomers, Streams, Transfers
 
 LOADS: dict[str, type[Load]] = {
@@ -33,6 +33,7 @@ def run(load: Load) -> dict[str, object]:
     load.events.register(sys.stdin, selectors.EVENT_READ, None)
     deadline = float("inf")
     checking = False
+    before = time.monotonic()
     while True:
         now = time.monotonic()
         due = load.tick(now)
@@ -41,7 +42,13 @@ def run(load: Load) -> dict[str, object]:
         if checking and load.checked(now):
             checking = False
             print("checked", flush=True)
-        for key, events in load.events.select(max(0.0, min(due, 0.1 if load.ending or checking else 1.0))):
+        wait = max(0.0, min(due, 0.1 if load.ending or checking else 1.0))
+        ready = load.events.select(wait)
+        heard = time.monotonic()
+        if heard > before + wait + PAUSE:
+            load.pauses.append((before, heard))
+        before = heard
+        for key, events in ready:
             if key.data is not None:
                 load.hear(key.data, events, time.monotonic())
                 continue

@@ -61,7 +61,7 @@ class Datagrams(Load):
     def tick(self, now: float) -> float:
         while self._due and self._due[0][0] <= now and not self.ending:
             due, flow = self._due.popleft()
-            if flow.asked and now - flow.asked > STALL:
+            if self.is_overdue(flow, now):
                 self.lost_requests.append((flow.pod, flow.asked, now))
                 flow.asked = 0.0
             if not flow.asked:
@@ -69,11 +69,17 @@ class Datagrams(Load):
             self._due.append((max(due, now - self._interval) + self._interval, flow))
         if self.ending:
             for flow in self.flows:
-                if flow.asked and now - flow.asked > STALL:
+                if self.is_overdue(flow, now):
                     self.lost_requests.append((flow.pod, flow.asked, now))
                     self.send(flow, now)  # a flow is lost when nothing is answered any more
             return 0.2
         return self._due[0][0] - now
+
+    def is_overdue(self, flow: Flow, now: float) -> bool:
+        """Whether its answer is missing for too long: not only unread, because this program was late itself."""
+        if flow.asked and now - flow.asked > STALL:
+            self.hear(flow, selectors.EVENT_READ, now)
+        return bool(flow.asked) and now - flow.asked > STALL
 
     def hear(self, flow: Flow, events: int, now: float) -> None:
         while True:

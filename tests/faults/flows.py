@@ -17,6 +17,8 @@ OPENING = 200
 OPENING_SECONDS = 60.0
 LAST_ANSWERS = 20.0
 """Seconds for answers at the end: TCP may have sent a segment for the sixth time by then."""
+PAUSE = 0.3
+"""Seconds by which this program may be late itself before it says so."""
 STALL = 1.0
 """Seconds without an answer after which a connection counts as stalled, and a datagram as lost."""
 
@@ -63,6 +65,8 @@ class Load:
         self.lost_requests: list[tuple[str, float, float]] = []
         self.stalls: dict[int, tuple[str, float, float]] = {}
         """The longest stall of each connection."""
+        self.pauses: list[tuple[float, float]] = []
+        """When this program itself had no processor: what came meanwhile was not late, but heard late."""
 
     def make(self, kind: int) -> Flow:
         family = socket.AF_INET6 if ":" in self.target[0] else socket.AF_INET
@@ -138,4 +142,5 @@ class Load:
             "lost": self.lost,
             "lost_requests": self.lost_requests,
             "stalls": list(self.stalls.values()),
+            "pauses": self.pauses,
         }

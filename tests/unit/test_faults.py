@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.faults import __main__ as program
-from tests.faults.cells import LATE, LOST, REQUEST, STALL, Cell, Excuse, Loss, Outcome, judge, load, save, table
+from tests.faults.cells import BUSY, LATE, LOST, REQUEST, STALL, Cell, Excuse, Loss, Outcome, judge, load, save, table
 from tests.faults.faults import FAULTS
 from tests.faults.loads import LOADS
 from tests.faults.page import bar_share, html, svg
@@ -72,6 +72,13 @@ def test_one_loss_without_an_excuse_makes_a_cell_a_finding() -> None:
     cell = judge(KEY, outcome(reset("pod1"), reset("pod2")), [OWN], 5.0, tcp=True)
     assert (cell.good, cell.explained, cell.unexplained) == (False, "", 1)
     assert cell.examples == ("lost (reset) of pod2 after 0.10 s",)
+
+
+def test_a_client_without_a_processor_is_late_itself_and_loses_no_connection_by_that() -> None:
+    paused = dataclasses.replace(outcome(reset("pod1", kind=STALL)), pauses=[(100.2, 101.4)])
+    assert judge(KEY, paused, [], 5.0, tcp=True).explained == BUSY
+    paused = dataclasses.replace(outcome(reset("pod1")), pauses=[(100.2, 101.4)])
+    assert not judge(KEY, paused, [], 5.0, tcp=True).good
 
 
 def test_nothing_lost_is_good_and_needs_no_explanation() -> None:
