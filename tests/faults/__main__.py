@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ from tests.bench.progress import done, tell
 from tests.faults import cells
 from tests.faults.cells import Cell, Key, judge
 from tests.faults.faults import FAULTS
+from tests.faults.grid import grid
 from tests.faults.loads import FAMILIES, LOADS, Running
 from tests.faults.page import html
 from tests.faults.stage import Stage
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     groups = groups_left(wanted, found)
     failed = []
     try:
-        for group, measured in _measured(groups, wanted.connections, wanted.minute):
+        for group, measured in _measured(groups, wanted):
             if isinstance(measured, Exception):
                 failed.append(f"{' '.join(group[:3])}: {type(measured).__name__}: {str(measured)[:1500]}")
                 done(f"faults: {failed[-1]}")
@@ -64,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if found:
             wanted.output.with_suffix(".html").write_text(html(in_order(found.values())))
-    print(f"\n{cells.table(in_order(found.values()))}\n\nwritten to {wanted.output}")
+    print(f"\n{cells.table(in_order(found.values()))}\n\n{grid(in_order(found.values()))}\n")
+    print(f"kernel {platform.release()}, {os.cpu_count()} processors; written to {wanted.output}")
     bad = [cell for cell in found.values() if not cell.good]
     for cell in bad:
         print(f"not explained: {cells.line(cell)}: {'; '.join(cell.examples)}")
@@ -104,6 +107,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--minute", type=float, default=60.0, metavar="SECONDS", help="how long the API is away (%(default)s)"
     )
+    parser.add_argument(
+        "--like-original", action="store_true", help="another seed on each node, and nothing handed on: to compare"
+    )
     parser.add_argument("--resume", action="store_true", help="go on: cells that are in the output are not done again")
     parser.add_argument("--output", type=Path, default=RESULT, metavar="FILE", help="JSON; the page is put beside it")
     wanted = parser.parse_args(arguments)
@@ -135,9 +141,7 @@ def groups_left(wanted: argparse.Namespace, found: Mapping[Key, Cell]) -> list[G
     return groups
 
 
-def _measured(
-    groups: Sequence[Group], connections: int, minute: float
-) -> Iterator[tuple[Group, list[Cell] | Exception]]:
+def _measured(groups: Sequence[Group], wanted: argparse.Namespace) -> Iterator[tuple[Group, list[Cell] | Exception]]:
     """Each group's cells, or why there are none; a scene serves for as long as it is whole."""
     stage: Stage | None = None
     began = time.monotonic()
@@ -150,8 +154,8 @@ def _measured(
                 if stage is not None and stage.mode != mode:
                     stage.close()
                     stage = None
-                stage = stage or Stage(mode, minute=minute)
-                yield group, measure(stage, group, connections)
+                stage = stage or Stage(mode, minute=wanted.minute, like_original=wanted.like_original)
+                yield group, measure(stage, group, wanted.connections)
                 if not FAULTS[fault].leaves_traces:
                     stage.make_whole()
                     continue

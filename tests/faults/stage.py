@@ -33,8 +33,12 @@ UNNOTICED = "nobody knows yet that the endpoint is gone: who asks then is sent t
 class Stage:
     """A cluster with an annotated Service and four endpoints, in one mode."""
 
-    def __init__(self, mode: str, *, minute: float = 60.0) -> None:
-        """`minute`: seconds for which the API server is away."""
+    def __init__(self, mode: str, *, minute: float = 60.0, like_original: bool = False) -> None:
+        """`minute`: seconds for which the API server is away.
+
+        `like_original`: as the program of which this one takes its idea: a random seed on each node (here: another
+        one), and nothing is handed on (here: for a second, the least that can be set).
+        """
         self.mode = mode
         self.minute = minute
         self.excuses: list[Excuse] = []
@@ -42,7 +46,12 @@ class Stage:
         """What runs just now."""
         self.nodes = LOCAL if mode == MPLS else REMOTE
         self._numbers = count(1)
-        self.scene = Scene(mode=mode, rp_filter=1)
+        names = (*INGRESS, "worker1", "worker2") if like_original else ()
+        self.scene = Scene(
+            mode=mode,
+            rp_filter=1,
+            node_options={name: ("--seed", str(100 + n), "--drain-time", "1") for n, name in enumerate(names)},
+        )
         try:
             self.scene.apply_service()
             self.endpoints = self._made(self.nodes)

@@ -111,18 +111,21 @@ class Scene:
         mode: str = "vxlan-gpe",
         buckets: int = 256,
         options: Sequence[str] = (),
+        node_options: Mapping[str, Sequence[str]] | None = None,
         helpers: bool = True,
         plugin: Mapping[str, Any] | None = None,
         objects: Callable[[Cluster], ClusterObjects] | None = None,
         **cluster: Any,
     ) -> None:
-        """`options` go to every helper; `cluster` to `Cluster`; `plugin` into the chain entry.
+        """`options` go to every helper, `node_options` to those of a node; `cluster` to `Cluster`.
 
+        `plugin` goes into the chain entry.
         `objects` makes what the helpers read, a folder of manifests where it is not given.
         """
         self.mode = mode
         self.buckets = buckets
         self._options = [*options, "--mode", mode, "--buckets", str(buckets)]
+        self._node_options = node_options or {}
         self._scratch = Path(tempfile.mkdtemp(prefix="svctun-scene-"))
         self.folder_of_logs = self._scratch / "logs"
         self.folder_of_logs.mkdir()
@@ -165,7 +168,7 @@ class Scene:
 
     def start_on(self, node: str, options: Sequence[str]) -> dict[str, Helper]:
         """Starts what runs on a node: one helper that has both roles; by the name that tests have for it."""
-        return {node: Helper(self, node, [*self._options, *options])}
+        return {node: Helper(self, node, [*self._options, *self._node_options.get(node, ()), *options])}
 
     def helper_command(self, node: str, *arguments: str, env: Mapping[str, str] | None = None) -> str:
         """Output of `service-tunnel-helper` with these arguments on a node; raises CommandFailed.

@@ -11,6 +11,7 @@ import pytest
 from tests.faults import __main__ as program
 from tests.faults.cells import BUSY, LATE, LOST, REQUEST, STALL, Cell, Excuse, Loss, Outcome, judge, load, save, table
 from tests.faults.faults import FAULTS
+from tests.faults.grid import grid
 from tests.faults.loads import LOADS
 from tests.faults.page import bar_share, html, svg
 
@@ -136,6 +137,22 @@ def test_the_table_has_a_line_for_each_cell_and_says_each_reason_once() -> None:
     assert len(lines) == 1 + 3 + 1
     assert lines[1].endswith("(1)") and lines[2].endswith("(1)") and lines[3].endswith("NOT EXPLAINED: 1")
     assert lines[4] == "(1) its own"
+
+
+def test_the_grid_adds_families_and_marks_what_is_not_explained() -> None:
+    good = judge(KEY, outcome(), [], 5.0, tcp=True)
+    cells = [
+        dataclasses.replace(good, lost=3, requests_lost=2),
+        dataclasses.replace(good, lost=1, family="v6"),
+        dataclasses.replace(good, load="udp", requests_lost=7, unexplained=7),
+        dataclasses.replace(good, load="udp", fault="nothing"),
+    ]
+    assert grid(cells).splitlines() == [
+        "| vxlan-gpe | busy | udp |",
+        "| --- | --- | --- |",
+        "| endpoint-killed | 4 of 20 | 7 r ! |",
+        "| nothing | – | 0 |",
+    ]
 
 
 def test_the_page_is_well_formed_and_shows_findings_in_another_colour() -> None:
