@@ -42,7 +42,9 @@ def whole(stage: Stage) -> Iterator[None]:
 def test_a_fault_that_costs_nothing_does_not(stage: Stage, fault: str, load: str) -> None:
     for cell in measure(stage, (fault, load, VXLAN_GPE, FAMILIES), CONNECTIONS):
         assert cell.open and cell.requests
-        assert (cell.lost, cell.requests_lost, cell.unexplained) == (0, 0, 0), cell
+        # Not how long it took: on a busy machine the pods' programs may stand still.
+        assert (cell.lost, cell.requests_lost) == (0, 0), cell
+        assert cell.moved == 0 or load == "udp", cell
 
 
 @pytest.mark.parametrize("fault", ["endpoint-terminating", "endpoint-killed"])
