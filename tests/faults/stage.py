@@ -12,7 +12,7 @@ from itertools import count
 from types import TracebackType
 
 from cni_plugin.tunnel import MPLS
-from tests.faults.cells import LATE, Excuse
+from tests.faults.cells import LATE, STALL, Excuse
 from tests.faults.loads import Running
 from tests.testbed.bird import Routing
 from tests.testbed.cluster import CLIENT, FURTHER_CLIENTS
@@ -106,6 +106,8 @@ class Stage:
 
     def _noticed(self, names: Iterable[str]) -> None:
         self.excuses.append(Excuse(UNNOTICED, self._death, time.monotonic(), pods=frozenset(names)))
+        # A SYN to a dead node is not answered at all; the next goes to another endpoint a second later.
+        self.excuses.append(Excuse(UNNOTICED, self._death, time.monotonic(), kinds=frozenset((STALL,))))
 
     # --- nodes --------------------------------------------------------------------------------------------
 
