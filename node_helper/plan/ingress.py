@@ -286,14 +286,21 @@ def ways_by(
 ) -> list[Way]:
     """Those of `bucket_ways` among the endpoints of one IP version: a bucket of another falls to one of these.
 
+    To who had it before, if any of these did: the slice of one version comes a moment after that of the other, so a
+    newcomer begins without an address, and connections must not pass through third hands meanwhile.
     Pods know the ids of the chains of all endpoints, and of these without some members, but no others.
     """
-    if not _without(service, version):
+    others = _without(service, version)
+    if not others:
         return ways
-    return [
-        (owner, of_version(service, chain, version) if owner == of_all else ())
-        for owner, (of_all, chain) in zip(effective(table, able), ways, strict=True)
-    ]
+    found: list[Way] = []
+    for fallback, (owner, chain) in zip(effective(table, able), ways, strict=True):
+        line = tuple([name for name in (owner, *chain) if name is not None and name not in others])
+        if owner in others and not line:
+            found.append((fallback, ()))
+        else:
+            found.append((line[0], line[1:]) if line else (None, ()))
+    return found
 
 
 def all_vips(services: Iterable[TunnelService]) -> frozenset[str]:

@@ -174,6 +174,19 @@ def test_a_vip_of_which_no_endpoint_with_its_ip_version_is_ready_is_not_served()
     assert set(wanted.served) == set(router.vips) == {VIPS[0]}
 
 
+def test_a_newcomer_without_an_address_as_yet_leaves_its_buckets_where_they_were() -> None:
+    """Slices of the two IP versions do not come at the same moment."""
+    old = [endpoint(f"10.244.2.{n}", further=[f"fd00:2::{n}"]) for n in (1, 2, 3)]
+    names = [str(e.address) for e in old]
+    newcomer = endpoint("10.244.2.4")
+    before, _, _ = plan(service(endpoints=old), host=facts(names))
+    served = service(endpoints=[*old, newcomer])
+    table = {served.key: rebalance(rebalance(None, served.uid, names, BUCKETS), served.uid, served.usable, BUCKETS)}
+    router, _, _ = plan_ingress([served], table, facts(served.usable), ME, BUCKETS, SEED)
+    assert owners_of(router, 6) == owners_of(before, 6)
+    assert str(newcomer.address) in owners_of(router, 4)
+
+
 def test_previous_owners_of_another_ip_version_are_not_handed_flows() -> None:
     served = service(endpoints=[BOTH, endpoint("10.244.2.2", terminating=True), SIX])
     host = facts(["10.244.2.1", "10.244.2.2", "fd00:2::3"])
