@@ -30,8 +30,8 @@ VM_PATIENCE = 400  # seconds until a condition counts as failed there
 IN_VM = tuple(
     f"tests/kernel/test_{name}.py"
     for name in (
-        "data_path moves hand_on coexistence restart_and_cleanup tunnel_mode pod_traffic pod_remaps pod_replies pod_netns "
-        "label_filter tunnel_filter underlay tampering netlink nftables"
+        "data_path moves hand_on coexistence restart_and_cleanup tunnel_mode pod_traffic pod_remaps pod_replies "
+        "pod_netns label_filter tunnel_filter underlay tampering netlink nftables"
     ).split()
 )
 """What says something about a mode or a kernel. All the rest of tests/kernel runs here only: emulated processors take

@@ -162,10 +162,10 @@ def test_in_the_virtual_machine_every_mode_must_be_and_its_end_is_told(
     seen = run_all.kernel_in_vm()
     assert (seen.where, seen.failed, seen.remark) == ("VM, which did not start", 1, "no test ran (exit code 125)")
     [command] = commands
-    assert " TEST_EVERY_MODE=1 python -m pytest tests/kernel " in command[-1]
+    assert " TEST_EVERY_MODE=1 python -m pytest tests/kernel/test_" in command[-1]
 
 
-def test_what_is_left_out_of_the_virtual_machine_exists() -> None:
+def test_what_runs_in_the_virtual_machine_exists() -> None:
     """A file that was renamed would run there unnoticed, and another be believed to."""
     assert [path for path in run_all.IN_VM if not (PROJECT / path).is_file()] == []
 
