@@ -47,6 +47,8 @@ _PAUSE = 0.03
 """Seconds from one cycle's end to the next one's begin, at least: a flood of changes is taken in gulps."""
 _FULL_PAUSE = 1.0
 """Seconds from one full comparison to the next that a notice of the kernel asks for: another tool may not give up."""
+_CATCH_UP = 1.0
+"""Seconds for which a new pod without tunnels waits for changes that are being worked on; a cycle takes less."""
 _RETRY = 2.0
 """Seconds after a cycle that failed."""
 _log = structlog.get_logger()
@@ -79,6 +81,10 @@ class Daemon:
         """Times of the loop."""
         self._arrived: float | None = None
         """When the first change came that no cycle has taken up yet."""
+        self._taken_in: float | None = None
+        """The same of the changes that the present cycle works on; None where there is none."""
+        self._round_over = asyncio.Event()
+        """Set at the end of the present cycle, or the next; each has its own."""
         self._stop = asyncio.Event()
         self._started = time.time()
 
@@ -197,6 +203,9 @@ class Daemon:
                 pause = self._settings.resync * random.uniform(0.8, 1.2)  # noqa: S311 - not a secret
                 self._next_full = self._last_full + pause
             wait = await self._once(full)
+            self._taken_in = None
+            self._round_over.set()
+            self._round_over = asyncio.Event()
             self._last_end = loop.time()
             until = max(0.0, self._next_full - loop.time())
             await self._sleep(until if wait is None else min(wait, until))
@@ -207,6 +216,7 @@ class Daemon:
         assert self._reconciler is not None and self._health is not None
         started = loop.time()
         arrived, self._arrived = self._arrived, None
+        self._taken_in = arrived
         try:
             snapshot = self._backend.read()
             if snapshot is None:
@@ -314,12 +324,30 @@ class Daemon:
             tunnelled = any(service.key.namespace == namespace for service in result.services)
             return UNKNOWN if tunnelled else NONE, None
         wanted = pod_tunnels(result.index, result.snapshot, found, result.handovers)
+        if not wanted.tunnels and await self._caught_up():
+            # A Service that was annotated just before has been heard of, but is in no round yet.
+            assert self._round is not None
+            result = self._round
+            found = find_pod(result.snapshot, namespace, name) or found
+            wanted = pod_tunnels(result.index, result.snapshot, found, result.handovers)
         if not wanted.tunnels:
             return NONE, None
         assert self._reconciler is not None
         expect = self._reconciler.expect_replies
         await asyncio.get_running_loop().run_in_executor(self._kernel, expect, asked.addresses)
         return TUNNELS, wanted
+
+    async def _caught_up(self) -> bool:
+        """Waits, a moment at most, until what the source has told is in the last round; whether it was not yet."""
+        if self._arrived is None and self._taken_in is None:
+            return False
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_CATCH_UP):
+                if self._taken_in is not None:
+                    await self._round_over.wait()
+                if self._arrived is not None:
+                    await self._round_over.wait()
+        return True
 
     def _bears_tunnels(self, asked: questions.NewPod) -> bool:
         if asked.interface in ("", FIRST_INTERFACE):

@@ -237,3 +237,12 @@ def test_while_the_helper_is_away_its_list_says_which_pods_have_to_wait(scene: S
     assert record(scene, "pod1") is None
     other = scene.cluster.add_pod(NODE, "pod2", {"app": "web"}, namespace="other", chain=chain)
     assert has_vips(other) == set()
+
+
+def test_a_service_annotated_just_before_a_pods_add_is_served_by_it_from_the_start(scene: Scene) -> None:
+    """The helper has heard of it, and may still be at work on it when it is asked."""
+    for number in range(8):
+        scene.manifests.annotate("web", SERVED)
+        pod = adding(scene, f"early{number}")
+        assert has_vips(pod) == set(VIPS.values())
+        annotated(scene, NOT_SERVED)

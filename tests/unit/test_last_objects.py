@@ -89,7 +89,7 @@ def test_a_fresh_node_begins_with_them_when_the_api_server_is_away(
     """A node whose kernel has what a helper before put there leaves it at that."""
     saved(tmp_path)
     monkeypatch.setattr(backends, "FROM_STATE_AFTER", 0.1)
-    monkeypatch.setattr(Router, "exists", lambda _: forwards)
+    monkeypatch.setattr(Router, "stands", lambda _: forwards)
     with FakeApi() as server:
         server.always["Service"] = fake_api.refuse(500)
         server.put(writing.service("other", 2))
