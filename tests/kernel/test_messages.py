@@ -55,7 +55,9 @@ def test_an_endpoint_that_goes_costs_a_message_for_each_of_its_buckets(steps: di
 def test_an_endpoint_that_comes_back_costs_the_same(steps: dict[str, Counter[str]]) -> None:
     back = steps["an endpoint came back"]
     del back["other read"]  # the way to it, where the kernel has told of something on it
-    assert back == {"new route": steps["an endpoint went"]["new route"], "new nexthop": 1}
+    # One nexthop for each endpoint that had its buckets meanwhile: flows that began there go on there.
+    assert 1 <= back.pop("new nexthop") < ENDPOINTS
+    assert back == {"new route": steps["an endpoint went"]["new route"]}
 
 
 def test_a_new_endpoint_costs_a_message_for_each_bucket_that_it_gets(steps: dict[str, Counter[str]]) -> None:
