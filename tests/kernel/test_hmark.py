@@ -16,7 +16,7 @@ import pytest
 
 from node_helper.buckets import rebalance
 from node_helper.hmark import Flow
-from node_helper.kernel import xtables
+from node_helper.kernel import ipsets, xtables
 from node_helper.model import IPAddress
 from node_helper.plan.state import MARK, RouterWanted
 from node_helper.services import TunnelService
@@ -180,7 +180,9 @@ def random_flows(protocol: str, vips: Sequence[IPAddress], chance: random.Random
 
 def _differences(kind: str, version: int, buckets: int) -> list[tuple[Flow, Mapping[str, object], int]]:
     both = services_of(version)
-    xtables.ensure_router_chains(RouterWanted(buckets, SEED, (), by_address=frozenset(map(str, both[1].vips))))
+    by_address = frozenset(map(str, both[1].vips))
+    ipsets.keep_affinity(by_address)
+    xtables.ensure_router_chains(RouterWanted(buckets, SEED, (), by_address=by_address))
     tables = {one.key: rebalance(None, one.uid, REACH, buckets) for one in both}
     chance = random.Random(f"{kind} {version} {buckets}")
     differences: list[tuple[Flow, Mapping[str, object], int]] = []

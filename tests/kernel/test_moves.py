@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from cni_plugin.tunnel import MODES
@@ -12,12 +14,23 @@ from tests.testbed.scene import VIPS, Scene
 pytestmark = pytest.mark.parametrize("mode", MODES, scope="module")
 
 
+@pytest.fixture(scope="module")
+def scene(mode: str) -> Iterator[Scene]:
+    """Of its own: for as long as moves are recent, pods take packets from each other."""
+    with Scene(mode=mode, rp_filter=1) as scene:
+        scene.apply_service()
+        scene.add_pods(places(mode), {"app": "web"})
+        scene.sync()
+        scene.settle()
+        yield scene
+
+
 def test_a_pod_that_comes_and_then_terminates_costs_no_connection(scene: Scene, mode: str) -> None:
     """There, and with those that begin in it back: they go on in it although its buckets are others' again."""
     announce_where_served(scene, mode, VIPS)
     node = places(mode)[0][0]
     with Held(scene.cluster.client, VIPS[4], 8080, 40) as old:
-        new = scene.add_pods([(node, "newcomer")], {"app": "web"}, (8080, 9443, 9090), {"https": 9443})[0]
+        new = scene.add_pods([(node, "newcomer")], {"app": "web"})[0]
         try:
             scene.sync()
             scene.settle()

@@ -101,6 +101,8 @@ def test_as_many_udp_clients_are_remembered_as_come(netns: str) -> None:
         assert len(nftables.dump_elements(netfilter, ruleset.TABLE, "reply4")) == len(clients)
 
 
+KEYED = "0x2000 meta mark"
+"""GRE with a key, told apart by the outer packet's version."""
 LISTING = """\
 table inet svctun {
 	set lo_rp_filter {
@@ -130,6 +132,10 @@ table inet svctun {
 		elements = { 10.0.0.1 }
 	}
 
+	set peers4 {
+		type ipv4_addr
+	}
+
 	map remap4 {
 		type ipv4_addr . inet_proto . inet_service : inet_service
 		elements = { 198.51.100.7 . tcp . 80 : 8080 }
@@ -150,8 +156,9 @@ RULES = {
     "arriving": (
         "type filter hook prerouting priority raw; policy accept;",
         "ip saddr 255.255.255.255 meta l4proto tcp tproxy to :1",
-        "udp dport 4790 meta nfproto @guarded{v} {ip} saddr != @sources{v} drop",
-        "meta l4proto gre meta nfproto @guarded{v} {ip} saddr != @sources{v} drop",
+        "udp dport 4790 @th,96,24 != 0x64 meta mark set @th,96,24 & 0xffffff74 | 0x74",
+        "udp dport 4790 meta nfproto @guarded{v} {ip} saddr != @sources{v} {ip} saddr != @peers{v} drop",
+        "meta l4proto gre meta nfproto @guarded{v} {ip} saddr != @sources{v} {ip} saddr != @peers{v} drop",
         'iifname "svctun-*" {ip} daddr != @vips{v} drop',
         "tcp dport set {ip} daddr . meta l4proto . tcp dport map @remap{v}",
         "udp checksum 0 udp dport set {ip} daddr . meta l4proto . udp dport map @remap{v}",
@@ -159,6 +166,7 @@ RULES = {
     ),
     "remember": (
         "type filter hook prerouting priority mangle; policy accept;",
+        'iifname "svctun-*" meta mark 0x74000000/8 jump unknown',
         "{ip} daddr @vips{v} {ip} daddr != @odd{v} delete @reply_odd{v} {{ {client} }} update @reply{v} {{ {client} }}",
         "{ip} daddr @odd{v} delete @reply{v} {{ {client} }} update @reply_odd{v} {{ {client} }}",
         "{ip} daddr != @vips{v} delete @reply{v} {{ {client} }} delete @reply_odd{v} {{ {client} }}",
@@ -167,6 +175,14 @@ RULES = {
         "type route hook output priority raw; policy accept;",
         "{ip} saddr != @vips{v} {ip} saddr set {ip} daddr . udp dport . udp sport map @reply{v}",
         "{ip} saddr != @vips{v} {ip} saddr set {ip} daddr . udp dport . udp sport map @reply_odd{v}",
+    ),
+    "unknown": (
+        "tcp flags syn / fin,syn,rst,ack meta mark set 0x00000000 accept",
+        "meta l4proto tcp socket wildcard 1 drop",
+        # The second `socket` compares nothing, so nft shows no trace of it.
+        "meta l4proto tcp meta mark set 0x00000000 accept",
+        "meta l4proto tcp drop",
+        "meta mark set 0x00000000",
     ),
     "leaving": (
         "type filter hook postrouting priority raw; policy accept;",
@@ -194,13 +210,18 @@ def test_nft_reads_our_table_as_it_is_meant(netns: str) -> None:
     chains = {part.split(" ", 1)[0]: part for part in listing.split("\tchain ")[1:]}
     for name, rules in RULES.items():
         lines = [line.strip() for line in chains[name].splitlines()[1:] if line.startswith("\t\t")]
-        plain = [line for line in lines if not line.startswith("icmp")]
-        first, rest = [rule for rule in rules if "{" not in rule], [rule for rule in rules if "{" in rule]
+        plain = [line for line in lines if not line.startswith("icmp") and KEYED not in line]
+        first, rest = [rule for rule in rules if "{v}" not in rule], [rule for rule in rules if "{v}" in rule]
         client = "{ip} saddr . udp sport . udp dport : {ip} daddr"
         expected = first + [
             rule.format(ip=ip, v=v, client=client.format(ip=ip)) for ip, v in (("ip", 4), ("ip6", 6)) for rule in rest
         ]
         assert plain == expected
+    keyed = [line.strip() for line in chains["arriving"].splitlines() if KEYED in line]
+    assert keyed == [
+        f"meta l4proto gre ip version 4 ip hdrlength 5 @nh,160,16 {KEYED} set @nh,200,24 & 0xffffff74 | 0x74",
+        f"ip6 nexthdr gre @nh,320,16 {KEYED} set @nh,360,24 & 0xffffff74 | 0x74",
+    ]
     assert "icmp type destination-unreachable" in chains["arriving"]
     assert "icmpv6 type < echo-request" in chains["arriving"]
 
