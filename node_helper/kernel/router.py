@@ -211,14 +211,21 @@ class Router:
             if (host0, ROUTER_LINK[version]) not in present:
                 message = rtnl.add_address(ROUTER_LINK[version], host0, ROUTER_DEVICE, prefix=LINK_PREFIX[version])
                 messages.append(message)
-        messages += [rtnl.add_address(a, lo, "lo") for a in wanted.addresses if (lo, a) not in present]
+        missing = [a for a in wanted.addresses if (lo, a) not in present]
+        messages += [rtnl.add_address(a, lo, "lo") for a in missing]
         messages += [rtnl.delete_address(a, lo, "lo") for link, a in present if link == lo and a not in keep]
         route.run(*messages)
         put = []
         for version in wanted.ip_versions:
             source = next((a for a in wanted.addresses if ip_address(a).version == version), "")
             found = self._default(version)
-            if found is None or (found.gateway, found.link, found.source) != (HOST_LINK[version], host0, source):
+            # An address that was gone took the `src` of IPv6 routes along, which the lookup of a way does not show.
+            anew = any(ip_address(a).version == version for a in missing)
+            if (
+                found is None
+                or anew
+                or (found.gateway, found.link, found.source) != (HOST_LINK[version], host0, source)
+            ):
                 put.append(
                     rtnl.put_route(
                         rtnl.route(
