@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 
@@ -13,6 +13,7 @@ from conformance.api.conftest import install
 from conformance.api.control_plane import ControlPlane
 from tests.testbed import traffic
 from tests.testbed.cluster import CLIENT, Cluster
+from tests.testbed.cni import PluginFailed, Pod
 from tests.testbed.manifests import service_port
 from tests.testbed.scene import VIPS, Helper, Scene
 
@@ -164,10 +165,18 @@ def test_a_fresh_node_serves_from_its_state_folder_while_the_api_server_is_away(
         scene.objects.start_server()
         scene.cluster.announce(VIPS[4], None)
     scene.wait(lambda: "ApiUnreachable" not in reasons(scene), "the API server")
-    (pod,) = scene.add_pods([("worker1", "pod9")], {"app": "web"})
+    pods: list[Pod] = []
+
+    def added() -> bool:
+        """As a runtime tries again: other nodes may find the server later, up to half a minute."""
+        with suppress(PluginFailed):
+            pods.extend(scene.add_pods([("worker1", "pod9")], {"app": "web"}))
+        return bool(pods)
+
+    scene.wait(added, "a new pod")
     scene.sync()
     scene.settle()
-    scene.remove_pod(pod)
+    scene.remove_pod(pods[0])
     scene.settle()
 
 

@@ -309,6 +309,8 @@ class Cluster:
         node = self._node(old.spec, old.index)
         self.nodes[name] = node
         node.host.wait_ready()
+        # The kernel takes a dead namespace's devices down by and by, and this end of the link with them.
+        self.router.run("ip", "link", "del", node.device, check=False)
         self._connect([node])
         return node
 

@@ -31,7 +31,7 @@ class _Kind:
     seen: str
     """Pattern of the last line that the mark makes."""
     ignored: str
-    """Pattern of lines that come of the marks."""
+    """Pattern of lines that come of the marks, or that the kernel writes by itself a while after something was made."""
 
 
 _KINDS = (
@@ -39,7 +39,8 @@ _KINDS = (
         ("ip", "-o", "monitor", *_OBJECTS),
         tuple(("ip", "route", change, "blackhole", _ADDRESS, "table", "4242") for change in ("add", "del")),
         rf"Deleted blackhole {re.escape(_ADDRESS)} ",
-        re.escape(_ADDRESS),
+        # Its own link-local addresses are there once they have passed duplicate address detection.
+        rf"{re.escape(_ADDRESS)}|fe80::(?!74:)[0-9a-f:]+.*(scope link|table local proto kernel)",
     ),
     _Kind(
         ("nft", "monitor"),
