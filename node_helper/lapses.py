@@ -18,6 +18,8 @@ class Lapses:
     """Those of one Service."""
 
     def __init__(self) -> None:
+        self._usable: frozenset[str] = frozenset()
+        """When last looked at: who goes from these had buckets, as this node saw it."""
         self._untold: frozenset[str] = frozenset()
         self._since: float | None = None
         """When the present rest began."""
@@ -26,11 +28,10 @@ class Lapses:
 
     def follow(self, table: BucketTable | None, usable: tuple[str, ...]) -> None:
         """Takes note of who is away now, and of what a table tells."""
-        if table is None:
-            return
-        members = frozenset(table.endpoints)
-        away = members.difference(usable)
-        self._untold = (self._untold & members | away).difference(table.away)
+        went = self._usable.difference(usable)
+        self._usable = frozenset(usable)
+        if table is not None:
+            self._untold = (self._untold | went).intersection(table.endpoints).difference(table.away)
 
     @property
     def untold(self) -> frozenset[str]:

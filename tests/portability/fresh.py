@@ -74,6 +74,8 @@ def run(root: Path, command: str, *, tree: Path | None = None, layer: Path | Non
         "CLONE": CLONE,
         "COMMAND": command,
     }
+    for inherited in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # this may itself run below a make
+        environment.pop(inherited, None)
     spaces = ["--mount", "--propagation=private", "--pid", "--fork", "--kill-child=KILL"]
     done = subprocess.run(
         ["setpriv", "--pdeathsig=KILL", "unshare", *spaces, "sh", "-c", PLACE],

@@ -22,6 +22,7 @@ def test_who_was_never_away_never_rests() -> None:
 
 def test_who_is_back_before_a_table_told_rests_until_one_has_and_another_says_that_it_is_back() -> None:
     lapses = Lapses()
+    lapses.follow(table(), ALL)
     lapses.follow(table(), REST)
     assert lapses.resting(table(), REST, 0.0) == frozenset(), "who is away does not rest"
     lapses.follow(table(), ALL)
@@ -35,6 +36,7 @@ def test_who_is_back_before_a_table_told_rests_until_one_has_and_another_says_th
 
 def test_nobody_rests_for_long_whatever_becomes_of_the_table() -> None:
     lapses = Lapses()
+    lapses.follow(table(), ALL)
     lapses.follow(table(), REST)
     lapses.follow(table(), ALL)
     assert lapses.resting(table(), ALL, 10.0) == {BACK}
@@ -42,8 +44,17 @@ def test_nobody_rests_for_long_whatever_becomes_of_the_table() -> None:
     assert lapses.resting(table(), ALL, 10.0 + LIMIT) == lapses.untold == frozenset()
 
 
+def test_who_this_node_never_saw_usable_had_no_bucket_here() -> None:
+    """Others may see more, and store tables of it, while this node's view is old."""
+    lapses = Lapses()
+    lapses.follow(table(), REST)
+    lapses.follow(table(), ALL)
+    assert lapses.untold == lapses.resting(table(), ALL, 0.0) == frozenset()
+
+
 def test_some_endpoint_always_takes_traffic() -> None:
     lapses = Lapses()
+    lapses.follow(table(), ALL)
     lapses.follow(table(), ())
     lapses.follow(table(), (BACK,))
     assert lapses.resting(table(), (BACK,), 0.0) == frozenset()
@@ -51,6 +62,7 @@ def test_some_endpoint_always_takes_traffic() -> None:
 
 def test_who_left_the_table_is_forgotten() -> None:
     lapses = Lapses()
+    lapses.follow(table(), ALL)
     lapses.follow(table(), REST)
     lapses.follow(rebalance(None, "uid", REST, 8), REST)
     assert lapses.untold == frozenset()
