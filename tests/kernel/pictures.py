@@ -78,4 +78,10 @@ def picture_of_pod(scene: Scene, name: str) -> str:
     command = "ip addr | grep -v valid_lft; ip route show table all; ip -6 route show table all; ip rule; ip -6 rule; "
     command += "ip -f mpls route 2>/dev/null; nft -s list ruleset; sysctl -a 2>/dev/null | grep -E 'rp_filter|mpls'"
     shown = pod.place.run("sh", "-c", command).stdout
-    return re.sub(r"(map reply[46] \{[^}]*)elements = \{[^}]*\}", r"\1", shown)
+    shown = re.sub(r"(map reply[46] \{[^}]*)elements = \{[^}]*\}", r"\1", shown)
+    return re.sub(r"elements = \{([^}]*)\}", _elements, shown)
+
+
+def _elements(found: re.Match[str]) -> str:
+    """In one line and in order: the kernel's hash tables have none, and where nft breaks lines depends on it."""
+    return f"elements = {{ {', '.join(sorted(element.strip() for element in found[1].split(',')))} }}"

@@ -92,7 +92,7 @@ def test_path_mtu_discovery_works_for_a_remapped_udp_port(scene: Scene, version:
     """
 
     def ask_again() -> traffic.Answer:
-        for _ in range(4):
+        for _ in range(10):
             with contextlib.suppress(traffic.NoAnswer):
                 return traffic.ask_udp(VIPS[version], 80, payload=b"big %d" % size, source_port=24200, timeout=1.0)
         raise traffic.NoAnswer(f"{size} bytes never came")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterator
 from itertools import count
@@ -65,8 +66,10 @@ def modes_of(scene: Scene, name: str) -> set[str]:
     return {mode for mode, there in found.items() if there}
 
 
-def encapsulation(packet: packets.Packet) -> str:
-    """The mode in which a packet that enters a pod was sent; empty where it is in no tunnel."""
+def encapsulation(packet: packets.Packet, vip: str) -> str:
+    """The mode in which a packet to a VIP was sent that enters a pod; empty where it is another or in no tunnel."""
+    if ipaddress.ip_address(vip).packed not in packet.content:
+        return ""
     if packet.labels == (POD_LABEL,):
         return MPLS
     if packet.protocol == packets.UDP and packet.destination_port == VXLAN_GPE_PORT:
@@ -88,7 +91,7 @@ def modes_seen(scene: Scene, vip: str) -> set[str]:
         assert scene.cluster.client.call(traffic.ask_tcp, vip, 8080).client == CLIENT[version]
         return {
             mode for seen in captures for packet in seen.packets(lambda p: p.direction == "in")
-            if (mode := encapsulation(packet))
+            if (mode := encapsulation(packet, vip))
         }  # fmt: skip
     finally:
         for capture in captures:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -126,17 +126,17 @@ class Scene:
         self.buckets = buckets
         self._options = [*options, "--mode", mode, "--buckets", str(buckets)]
         self._node_options = node_options or {}
-        self._scratch = Path(tempfile.mkdtemp(prefix="svctun-scene-"))
-        self.folder_of_logs = self._scratch / "logs"
-        self.folder_of_logs.mkdir()
         self.helpers: dict[str, Helper] = {}
         self.vips: set[str] = set()
         self._ours = [{**PLUGIN, **(plugin or {})}]
-        try:
+        with ExitStack() as undo:
+            with _signals_held_back():
+                self._scratch = Path(tempfile.mkdtemp(prefix="svctun-scene-"))
+                undo.callback(shutil.rmtree, self._scratch, ignore_errors=True)
+            self.folder_of_logs = self._scratch / "logs"
+            self.folder_of_logs.mkdir()
             self.cluster = Cluster(nodes, plugins=self._ours, **cluster)
-        except BaseException:
-            shutil.rmtree(self._scratch, ignore_errors=True)
-            raise
+            undo.pop_all()
         try:
             self.objects = objects(self.cluster) if objects else ClusterFolder(self._scratch / "manifests")
             for node in self.cluster.nodes.values():
@@ -351,3 +351,13 @@ class Scene:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """What asks for the end is answered afterwards, when what was made meanwhile is known."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
