@@ -180,6 +180,9 @@ class TableKeeper:
         lapses = self._lapses[service.key]
         lapses.follow(table, service.usable)
         names = lapses.resting(table, service.usable, now)
+        if names:  # another look is to come: the next table tells that they are back
+            self._settled.pop(service.key, None)
+            result.wait(lapses.left(now))
         # Of a single node's endpoints the only one may rest, and with it the VIP: these take the loss.
         if not names or node_local(service):
             self._rested.pop(service.key, None)
@@ -189,8 +192,6 @@ class TableKeeper:
         if known is None or known[0] is not service or known[1] != rested:
             self._rested[service.key] = service, rested
         result.resting[service.key] = self._rested[service.key][1]
-        self._settled.pop(service.key, None)
-        result.wait(lapses.left(now))
 
     def _apply(self, service: TunnelService, table: BucketTable, result: TableRound) -> BucketTable:
         key = service.key

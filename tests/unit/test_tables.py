@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cni_plugin.tunnel import MODES
 from node_helper.bucket_store import FolderBucketStore
 from node_helper.bucket_text import decode, encode
 from node_helper.buckets import BucketTable, effective, fresh, rebalance, resized
@@ -136,6 +137,19 @@ def test_the_table_says_who_is_away_and_who_had_its_buckets_meanwhile(node: Node
         flapped = before.owner(bucket) == TWO
         assert meanwhile.stack(bucket) == ((TWO,) if flapped else ())
         assert after.stack(bucket) == ((ONE,) if flapped else ())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_who_was_away_for_a_moment_is_told_of_and_then_that_it_is_back(node: Node, mode: str) -> None:
+    """Also where nobody rests, because each node has endpoints of its own."""
+    gone, here = replace(web(ONE), mode=mode), replace(web(ONE, TWO), mode=mode)
+    node.look_at(here)
+    node.look_at(gone)
+    told = []
+    for _ in range(4):
+        node.clock.now += WRITE_INTERVAL
+        told.append(node.look_at(here).tables[WEB].away)
+    assert (TWO,) in told and told[-1] == ()
 
 
 def test_previous_owners_are_in_the_table_while_they_exist(node: Node) -> None:
