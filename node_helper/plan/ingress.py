@@ -286,8 +286,8 @@ def ways_by(
 ) -> list[Way]:
     """Those of `bucket_ways` among the endpoints of one IP version: a bucket of another falls to one of these.
 
-    To who had it before, if any of these did: the slice of one version comes a moment after that of the other, so a
-    newcomer begins without an address, and connections must not pass through third hands meanwhile.
+    To who had it before, if it still takes traffic: the slice of one version comes a moment after that of the other, so
+    a newcomer begins without an address, and connections must not pass through third hands meanwhile.
     Pods know the ids of the chains of all endpoints, and of these without some members, but no others.
     """
     others = _without(service, version)
@@ -295,11 +295,11 @@ def ways_by(
         return ways
     found: list[Way] = []
     for fallback, (owner, chain) in zip(effective(table, able), ways, strict=True):
-        line = tuple([name for name in (owner, *chain) if name is not None and name not in others])
-        if owner in others and not line:
-            found.append((fallback, ()))
-        else:
-            found.append((line[0], line[1:]) if line else (None, ()))
+        chain = tuple([name for name in chain if name not in others])
+        if owner in others:
+            owner = chain[0] if chain and chain[0] in able else fallback
+            chain = tuple([name for name in chain if name != owner])
+        found.append((owner, chain) if owner is not None else (None, ()))
     return found
 
 

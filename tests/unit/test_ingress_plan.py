@@ -187,6 +187,22 @@ def test_a_newcomer_without_an_address_as_yet_leaves_its_buckets_where_they_were
     assert str(newcomer.address) in owners_of(router, 4)
 
 
+def test_buckets_of_a_newcomer_without_an_address_as_yet_do_not_go_to_who_terminates() -> None:
+    """Connections of who terminates, and is perhaps reached no more, are handed on to it; new ones it gets none."""
+    leaver, stays, newcomer = (f"10.244.2.{n}" for n in (1, 2, 3))
+    old = [endpoint(leaver, terminating=True, further=["fd00:2::1"]), endpoint(stays, further=["fd00:2::2"])]
+    served = service(endpoints=[*old, endpoint(newcomer)])
+    before = rebalance(None, served.uid, [leaver, stays], BUCKETS)
+    before = rebalance(before, served.uid, [leaver, stays, newcomer], BUCKETS)
+    everybody = [leaver, stays, newcomer]
+    table = {served.key: rebalance(before, served.uid, served.usable, BUCKETS, served.usable, everybody)}
+    for reached in (everybody, [stays, newcomer]):
+        router, _, _ = plan_ingress([served], table, facts(reached), ME, BUCKETS, SEED)
+        assert set(owners_of(router, 6)) == {stays}
+        ids = {hop.tunnel_id for hop in router.vips[VIPS[1]].hops if hop}
+        assert chain_id([leaver]) in ids
+
+
 def test_previous_owners_of_another_ip_version_are_not_handed_flows() -> None:
     served = service(endpoints=[BOTH, endpoint("10.244.2.2", terminating=True), SIX])
     host = facts(["10.244.2.1", "10.244.2.2", "fd00:2::3"])
