@@ -15,8 +15,10 @@ from tests.fake_helper import FakeHelper, tunnels
 from tests.unit.fake_node import FakePodSide, Node
 
 # Time limits of single examples fail on a busy machine alone; a test that hangs has pytest-timeout.
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
+settings.register_profile("same", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, print_blob=True)
+settings.load_profile("same")
+"""The same examples in every run, so that a change is judged by itself; `--hypothesis-profile=search` looks for others."""
 
 
 @pytest.fixture
