@@ -295,11 +295,11 @@ def ways_by(
         return ways
     found: list[Way] = []
     for fallback, (owner, chain) in zip(effective(table, able), ways, strict=True):
-        chain = tuple([name for name in chain if name not in others])
+        line = tuple([name for name in chain if name not in others])
+        heir = owner
         if owner in others:
-            owner = chain[0] if chain and chain[0] in able else fallback
-            chain = tuple([name for name in chain if name != owner])
-        found.append((owner, chain) if owner is not None else (None, ()))
+            heir = line[0] if line and line[0] in able else fallback
+        found.append((heir, tuple([name for name in line if name != heir])))
     return found
 
 

@@ -18,7 +18,7 @@ from tests.unit.fake_node import FakePodSide, Node
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None, print_blob=True)
 settings.load_profile("same")
-"""The same examples in every run, so that a change is judged by itself; `--hypothesis-profile=search` looks for others."""
+"""The same examples in every run: a change is judged by itself. `--hypothesis-profile=search` looks for others."""
 
 
 @pytest.fixture

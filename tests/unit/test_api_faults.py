@@ -128,10 +128,10 @@ def test_a_list_that_fails_is_asked_for_again_and_then_followed(
     server.put(service("web"))
     followed = follow()
     wait(lambda: followed.source.read() is not None, "listed")
+    assert server.count("Service") == 4
     assert followed.names() == {"web"}
     server.put(service("more"))
     wait(lambda: followed.names() == {"web", "more"}, "the other")
-    assert server.count("Service") == 4
 
 
 @pytest.mark.usefixtures("quick")
