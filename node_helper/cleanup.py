@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cni_plugin import attachment, netns, pod
 from node_helper.kernel.host import Host
-from node_helper.kernel.router import Router
+from node_helper.kernel.router import PLACES, Router
 from node_helper.settings import draining_mark
 
 
@@ -35,7 +35,8 @@ def clean(run_dir: Path, state_dir: Path, say: Callable[[str], None]) -> list[st
             with step(what):
                 remove()
         with step("the router's namespace and its link"):
-            Router().remove(host.route)
+            for place in PLACES:
+                Router(place).remove(host.route)
     finally:
         host.close()
     records, unreadable = attachment.read_all(str(run_dir))

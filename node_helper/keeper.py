@@ -1,8 +1,10 @@
 """Makes the router's namespace and keeps it: `service-tunnel-helper keep-namespace`.
 
+And an empty one for a second router, which takes the traffic while the first is built anew (`renewal`).
+
 A namespace has its name by a mount. One that a container makes below /run/netns is gone with that container, unless its
 mounts are passed on to the node, which takes a privileged container. So that the helper need not be one, this is a
-program of its own that does nothing else; the namespace stays when it ends, and so does the traffic.
+program of its own that does nothing else; the namespaces stay when it ends, and so does the traffic.
 """
 
 from __future__ import annotations
@@ -10,39 +12,39 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from node_helper.kernel.commands import CommandFailed
-from node_helper.kernel.router import Router
+from node_helper.kernel.router import PLACES, Router
 
 
 def keep(say: Callable[[str], None], wait: Callable[[], bool]) -> None:
-    """Makes the namespace whenever it is missing, until `wait`, which takes a while, returns False.
+    """Makes the namespaces whenever they are missing, until `wait`, which takes a while, returns False.
 
-    Raises CommandFailed when it cannot be made at the beginning; later that is said, and tried again.
+    Raises CommandFailed when one cannot be made at the beginning; later that is said, and tried again.
     """
-    router = Router()
-    told = ""
-    first = True
-    while first or wait():
-        try:
-            made = router.make()
-        except (CommandFailed, OSError) as error:
-            if first:
-                raise CommandFailed(error.errno or 5, str(error.strerror or error)) from None
-            made, trouble = False, str(error.strerror or error)
-        else:
-            trouble = ""
-        if made:
-            say(f"{router.path} is made")
-        elif first:
-            say(f"{router.path} is there")
-        if trouble != told:
-            say(trouble or f"{router.path} is there again")
-            told = trouble
-        first = False
+    told: dict[str, str] = {}
+    while True:
+        for place in PLACES:
+            router = Router(place)
+            first = router.path not in told
+            try:
+                made, trouble = router.make(), ""
+            except (CommandFailed, OSError) as error:
+                if first:
+                    raise CommandFailed(error.errno or 5, str(error.strerror or error)) from None
+                made, trouble = False, str(error.strerror or error)
+            if made:
+                say(f"{router.path} is made")
+            elif first:
+                say(f"{router.path} is there")
+            if trouble != told.setdefault(router.path, ""):
+                say(trouble or f"{router.path} is there again")
+                told[router.path] = trouble
+        if not wait():
+            return
 
 
 def is_kept() -> bool:
-    """Whether the namespace is there: for a probe."""
-    return Router().exists()
+    """Whether the namespaces are there: for a probe."""
+    return all(Router(place).exists() for place in PLACES)
 
 
 def wait_until_left(ask: Callable[[], dict[str, object]], wait: Callable[[], bool], looks: int) -> str:

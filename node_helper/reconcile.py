@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from cni_plugin.netlink import NetlinkError
 from cni_plugin.tunnel import MPLS
+from node_helper import renewal
 from node_helper.bucket_store import BucketStore, FolderBucketStore
 from node_helper.buckets import BucketTable
 from node_helper.ingress_part import IngressPart
@@ -14,7 +15,7 @@ from node_helper.kernel.facts import FactsReader
 from node_helper.kernel.host import Host
 from node_helper.kernel.modules import MplsModules
 from node_helper.kernel.notices import News
-from node_helper.kernel.router import Router
+from node_helper.kernel.router import SECOND, Router
 from node_helper.metrics import Metrics
 from node_helper.model import Node, ObjectKey, Problem, Snapshot
 from node_helper.plan.attachments import tunnel_sources
@@ -81,6 +82,8 @@ class Reconciler:
         """What the kernel tells of changes that others made; the event loop waits for it."""
         self._host = Host(settings.run_dir, self.news)
         self._router = Router(news=self.news, kept=settings.namespace_kept)
+        self._second = Router(SECOND, kept=settings.namespace_kept)
+        """Where traffic goes while the first is built anew."""
         self.news.follow_host(self._host.route)
         self._facts = FactsReader(self._host.route)
         self._modules = MplsModules()
@@ -103,6 +106,7 @@ class Reconciler:
 
     def close(self) -> None:
         self._router.close()
+        self._second.close()
         self._facts.close()
         self._host.close()
         self.news.close()
@@ -215,13 +219,17 @@ class Reconciler:
             return RouterChanges(), []
         self._host.withdraw(host, full)
         if router is None:
-            if self._router.remains():
-                self._router.remove(self._host.route)
-                self._host.forget()
+            for each in (self._router, self._second):
+                if each.remains():
+                    each.remove(self._host.route)
+                    self._host.forget()
             self._present = None
             self._host.prepare(host, facts, full)
             self._host.tidy(host, full)
             return RouterChanges(), []
+        if (full or self._present is None) and renewal.is_due(self._router, self._host):
+            renewal.renew(self._router, self._second, self._host, router, host, facts)
+            self._present, full = None, True
         ground = (router.addresses, router.by_address, router.ip_versions, router.buckets, router.tunnels)
         troubled = self._present is None or bool(self._router.chain_trouble)
         if full or ground != self._ground or troubled or not self._router.exists():

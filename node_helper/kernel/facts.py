@@ -10,11 +10,12 @@ from cni_plugin.netlink.address import FAMILY, pack
 from cni_plugin.pod.state import read_sysctl
 from node_helper.kernel.fingerprints import Fingerprints, exceptions, routes, rules
 from node_helper.kernel.notices import Notice, destination_of, is_about_address, is_about_link, link_of
-from node_helper.kernel.router import HOST_DEVICE
+from node_helper.kernel.router import PLACES
 from node_helper.model import Node
 from node_helper.plan.state import ANNOUNCED, FORWARDED, HostFacts, Path
 
 _LOOPBACK = 1
+_ROUTERS = frozenset(place.host_device for place in PLACES)
 
 
 class FactsReader:
@@ -134,7 +135,7 @@ class FactsReader:
         if found.link not in self._links:
             self._links = {link.index: link for link in rtnl.dump_links(self._route)}
         link = self._links.get(found.link)
-        if link is None or found.kind != rtnl.UNICAST or link.name == HOST_DEVICE or link.index == _LOOPBACK:
+        if link is None or found.kind != rtnl.UNICAST or link.name in _ROUTERS or link.index == _LOOPBACK:
             return None
         return Path(link.name, link.index, min(found.mtu or link.mtu, link.mtu), found.source, found.gateway)
 

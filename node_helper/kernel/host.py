@@ -14,7 +14,7 @@ from node_helper.kernel import bulk, ipsets, senders, xtables
 from node_helper.kernel.base_chains import BaseChains
 from node_helper.kernel.commands import CommandFailed
 from node_helper.kernel.notices import News
-from node_helper.kernel.router import HOST_DEVICE, HOST_LINK, LINK_PREFIX, ROUTER_LINK
+from node_helper.kernel.router import LINK_PREFIX, MAIN, SECOND, Place, has_link
 from node_helper.kernel.sysctl import BorrowedSysctls, loosen, loosened
 from node_helper.plan.cover import Covers, covered, covers
 from node_helper.plan.state import ANNOUNCED, FORWARDED, HostFacts, HostWanted, Senders
@@ -44,8 +44,10 @@ class Host:
         """What pods must not send, likewise, and what of it the kernel refused."""
         self._routes: dict[str, list[rtnl.Route]] | None = None
         """VIP routes, likewise."""
+        self._place = MAIN
+        """Of the router to which VIP routes lead."""
         self._link: int | None = None
-        """Index of our end of the link to the router, likewise."""
+        """Index of our end of the link to it, likewise."""
 
     def close(self) -> None:
         self.route.close()
@@ -53,6 +55,17 @@ class Host:
     def forget(self) -> None:
         """The link to the router is another one: what was known of it and of routes over it holds no more."""
         self._link = self._routes = None
+
+    def lead_to(self, place: Place) -> None:
+        """From the next `serve` on VIP routes lead to the router there."""
+        self._place = place
+        self.forget()
+
+    def leads_to(self, place: Place) -> bool:
+        """Any VIP route does."""
+        link = self._device(place.host_device)
+        present = self._vip_routes(full=True)
+        return link is not None and any(route.link == link.index for routes in present.values() for route in routes)
 
     # --- in steps, so that a VIP's route comes last and goes first -----------------------------------------
 
@@ -97,7 +110,7 @@ class Host:
             if self.chain_trouble and not covered(vip, self._covers):
                 continue
             source = facts.address(6 if ":" in vip else 4)
-            if not _same(present.get(vip, []), protocol, mtu, self._link, source):
+            if not self._is(present.get(vip, []), protocol, mtu, source):
                 put[vip] = self._vip_route(vip, protocol, mtu, self._link, source)
         alike: dict[tuple[int, int, int], list[str]] = {}
         for vip, route in put.items():
@@ -177,7 +190,8 @@ class Host:
         Only VIPs that they do not heed yet have to wait: their packets would be dropped by others' rules.
         """
         try:
-            changed = xtables.ensure_host_chains(heeded, self._base_chains.before)
+            links = [place.host_device for place in (MAIN, SECOND) if place is MAIN or has_link(place)]
+            changed = xtables.ensure_host_chains(heeded, self._base_chains.before, links)
         except CommandFailed as error:
             self.chain_trouble = str(error)
         else:
@@ -197,27 +211,27 @@ class Host:
         return next((link for link in rtnl.dump_links(self.route) if link.name == name), None)
 
     def _ensure_link(self, facts: HostFacts) -> None:
-        link = self._device(HOST_DEVICE)
+        link = self._device(self._place.host_device)
         if link is None:
             return
         self._ensure_link_sysctls()
         present = {found.address for found in rtnl.dump_addresses(self.route) if found.link == link.index}
         messages = [] if link.up else [rtnl.set_up(link.index, link.name)]
         messages += [
-            rtnl.add_address(HOST_LINK[v], link.index, link.name, prefix=LINK_PREFIX[v], scope=rtnl.SCOPE_LINK)
-            for v in (4, 6)
-            if facts.address(v) and HOST_LINK[v] not in present
+            rtnl.add_address(address, link.index, link.name, prefix=LINK_PREFIX[v], scope=rtnl.SCOPE_LINK)
+            for v, address in self._place.host_link.items()
+            if facts.address(v) and address not in present
         ]
         self.route.run(*messages)
         self._link = link.index
         if self._news is not None:
             self._news.host_link = link.index
 
-    @staticmethod
-    def _ensure_link_sysctls() -> None:
+    def _ensure_link_sysctls(self) -> None:
         for name, value in (("accept_local", "1"), ("rp_filter", "2")):
-            if read_sysctl(f"ipv4/conf/{HOST_DEVICE}/{name}") not in (value, None):
-                write_sysctl(f"ipv4/conf/{HOST_DEVICE}/{name}", value)
+            key = f"ipv4/conf/{self._place.host_device}/{name}"
+            if read_sysctl(key) not in (value, None):
+                write_sysctl(key, value)
 
     def _vip_routes(self, full: bool) -> dict[str, list[rtnl.Route]]:
         if not full and self._routes is not None:
@@ -229,24 +243,34 @@ class Host:
                     found.setdefault(route.destination.partition("/")[0], []).append(route)
         return found
 
-    @staticmethod
-    def _vip_route(vip: str, protocol: int, mtu: int, link: int, source: str) -> rtnl.Route:
+    def _vip_route(self, vip: str, protocol: int, mtu: int, link: int, source: str) -> rtnl.Route:
         address = ip_address(vip)
         return rtnl.route(
             address.version,
             f"{vip}/{address.max_prefixlen}",
             protocol=protocol,
             link=link,
-            gateway=ROUTER_LINK[address.version],
+            gateway=self._place.router_link[address.version],
             mtu=mtu,
             source=source,
         )
+
+    def _is(self, present: list[rtnl.Route], protocol: int, mtu: int, source: str) -> bool:
+        """Where a VIP has one route, only these can differ from what we put: its destination goes with the VIP."""
+        if len(present) != 1:
+            return False
+        route = present[0]
+        ours = protocol, mtu, self._link, source, self._place.router_link[route.version]
+        return (route.protocol, route.mtu, route.link, route.source, route.gateway) == ours
 
     def _ensure_mpls(self) -> None:
         """Labels of ours are accepted from the router only; the label space is raised where it is too small."""
         if int(read_sysctl("mpls/platform_labels") or "0") < _PLATFORM_LABELS:
             self._sysctls.borrow("mpls/platform_labels", str(_PLATFORM_LABELS))
-        self._sysctls.borrow(f"mpls/conf/{HOST_DEVICE}/input", "1")
+        if self._place is MAIN:
+            self._sysctls.borrow(f"mpls/conf/{MAIN.host_device}/input", "1")
+        else:  # which goes with its device
+            write_sysctl(f"mpls/conf/{self._place.host_device}/input", "1")
 
     def _labels(self) -> list[rtnl.Label]:
         if read_sysctl("mpls/platform_labels") is None:
@@ -262,12 +286,3 @@ class Host:
             if present.get(label) != put:
                 messages.append(rtnl.put_label(put))
         self.route.run(*messages)
-
-
-def _same(present: list[rtnl.Route], protocol: int, mtu: int, link: int, source: str) -> bool:
-    """Where a VIP has one route, only these can differ from what we put: destination and gateway go with the VIP."""
-    if len(present) != 1:
-        return False
-    route = present[0]
-    ours = protocol, mtu, link, source, ROUTER_LINK[route.version]
-    return (route.protocol, route.mtu, route.link, route.source, route.gateway) == ours

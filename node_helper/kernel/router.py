@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -27,10 +28,10 @@ from node_helper.plan.changes import RouterChanges
 from node_helper.plan.rule_tree import rule_tree
 from node_helper.plan.state import ANNOUNCED, FIRST_TABLE, Hop, RouterPresent, RouterWanted
 
-NAMESPACE = "service-tunnel"
-HOST_DEVICE, ROUTER_DEVICE = "svctun", "host0"
-HOST_LINK = {4: "169.254.74.1", 6: "fe80::74:1"}
-ROUTER_LINK = {4: "169.254.74.2", 6: "fe80::74:2"}
+LAYOUT = 1
+"""Of what is in the namespace, but for nexthops and bucket tables, which are compared one by one. To be raised with any
+change that cannot be made in place without losing packets: the next helper then builds anew (`renewal`)."""
+ROUTER_DEVICE = "host0"
 LINK_PREFIX = {4: 30, 6: 64}
 LINK_MTU = 65_535
 """The veth's: what limits a packet is its route (towards the client) or the host's uplink, not this link."""
@@ -54,23 +55,43 @@ _SYSCTLS = {
     "ipv6/conf/all/accept_ra": "0",
     "ipv6/conf/default/accept_ra": "0",
 }
+_MARK = "service-tunnel router, layout "
+"""Alias of the host's end of the link, before the number."""
 _ROUTES = tuple(routes(family, ANNOUNCED) for family in FAMILY.values())
 _MODULE = {VXLAN_GPE: "vxlan", GRE: "ip_gre"}
 _DEVICE_SYSCTLS = {"rp_filter": "0", "send_redirects": "0", "accept_local": "1"}
 
 
-class Router:
-    """Handle on the router's namespace; made, found, read, changed, removed by it."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a router is: its namespace, and the host's end of the link to it, with the addresses of both ends."""
 
-    def __init__(self, namespace: str = NAMESPACE, news: News | None = None, kept: bool = False) -> None:
+    namespace: str
+    host_device: str
+    host_link: Mapping[int, str]
+    router_link: Mapping[int, str]
+
+
+MAIN = Place("service-tunnel", "svctun", {4: "169.254.74.1", 6: "fe80::74:1"}, {4: "169.254.74.2", 6: "fe80::74:2"})
+SECOND = Place(
+    "service-tunnel-2", "svctun-2", {4: "169.254.74.5", 6: "fe80::74:5"}, {4: "169.254.74.6", 6: "fe80::74:6"}
+)
+"""Of the router that takes the traffic while the one in the first place is built anew."""
+PLACES = (MAIN, SECOND)
+
+
+class Router:
+    """Handle on a router's namespace; made, found, read, changed, removed by it."""
+
+    def __init__(self, place: Place = MAIN, news: News | None = None, kept: bool = False) -> None:
         """`news`, where it is given, is told to follow what others do in the namespace.
 
         `kept`: somebody else makes the namespace (`node_helper.keeper`), and it is neither made nor removed here.
         """
         self._news = news
         self._kept = kept
-        self.path = str(_NETNS_FOLDER / namespace)
-        self._name = namespace
+        self._place = place
+        self.path = str(_NETNS_FOLDER / place.namespace)
         self._socket: Socket | None = None
         self._fingerprints: Fingerprints | None = None
         self._as_read: tuple[bytes, bytes] | None = None
@@ -91,7 +112,11 @@ class Router:
 
     def stands(self) -> bool:
         """The namespace is there, and the host has a link to it: it is, or was, a router."""
-        return self.exists() and _has_link(HOST_DEVICE)
+        return self.exists() and has_link(self._place)
+
+    def is_of_this_layout(self, host: Socket) -> bool:
+        """The router that stands was built by a helper that lays it out as this one does."""
+        return self.stands() and rtnl.link_alias(host, self._place.host_device) == f"{_MARK}{LAYOUT}"
 
     def remains(self) -> bool:
         """There is something that `remove` would take away."""
@@ -103,7 +128,7 @@ class Router:
             return False
         if os.path.lexists(self.path):
             os.unlink(self.path)
-        run(["ip", "netns", "add", self._name])
+        run(["ip", "netns", "add", self._place.namespace])
         return True
 
     def ensure(self, host: Socket, wanted: RouterWanted, full: bool = True) -> bool:
@@ -138,17 +163,32 @@ class Router:
                 self._news.pass_over_chains()
 
     def remove(self, host: Socket) -> None:
-        """Deletes the namespace with all in it, and the link; of one that is kept only the link. Quiet without one."""
+        """Deletes the namespace with all in it, and the link; one that is kept is emptied. Quiet without one."""
         self.close()
         for link in rtnl.dump_links(host):
-            if link.name == HOST_DEVICE:
+            if link.name == self._place.host_device:
                 host.run(rtnl.delete_link(link.index, link.name))
         if self._kept:
-            return
-        if self.exists():
-            run(["ip", "netns", "delete", self._name])
+            self._empty()
+        elif self.exists():
+            run(["ip", "netns", "delete", self._place.namespace])
         elif os.path.lexists(self.path):
             os.unlink(self.path)
+
+    def _empty(self) -> None:
+        """Takes out of a namespace that stays what any layout may have put there."""
+        if not self.exists():
+            return
+        with entered(self.path), Socket() as route:
+            # Kernels with GRE have devices of their own here, which cannot be deleted.
+            links = [link for link in rtnl.dump_links(route) if link.name != "lo"]
+            route.run_all([rtnl.delete_link(link.index, link.name) for link in links])
+            rules = [rule for version in (4, 6) for rule in rtnl.dump_rules(route, version)]
+            route.run_all([rtnl.delete_rule(rule) for rule in rules if rule.protocol == ANNOUNCED])
+            run(["ip", "nexthop", "flush", "proto", str(ANNOUNCED)])
+            for version in (4, 6):
+                run(["ip", f"-{version}", "route", "flush", "table", "all", "proto", str(ANNOUNCED)])
+            xtables.remove_router_chains()
 
     def close(self) -> None:
         if self._socket is not None:
@@ -179,15 +219,16 @@ class Router:
     def _ensure_link(self, host: Socket) -> bool:
         present = {link.name for link in rtnl.dump_links(self._route)}
         on_host = {link.name: link for link in rtnl.dump_links(host)}
-        if ROUTER_DEVICE in present and HOST_DEVICE in on_host:
+        if ROUTER_DEVICE in present and self._place.host_device in on_host:
             return False
-        if HOST_DEVICE in on_host:
-            host.run(rtnl.delete_link(on_host[HOST_DEVICE].index, HOST_DEVICE))
+        if self._place.host_device in on_host:
+            host.run(rtnl.delete_link(on_host[self._place.host_device].index, self._place.host_device))
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            host.run(rtnl.add_veth(HOST_DEVICE, ROUTER_DEVICE, descriptor, LINK_MTU))
+            host.run(rtnl.add_veth(self._place.host_device, ROUTER_DEVICE, descriptor, LINK_MTU))
         finally:
             os.close(descriptor)
+        host.run(rtnl.set_alias(socket.if_nametoindex(self._place.host_device), f"{_MARK}{LAYOUT}"))
         return True
 
     def _ensure_sysctls(self) -> None:
@@ -208,8 +249,10 @@ class Router:
         present = {(found.link, found.address) for found in rtnl.dump_addresses(route)}
         keep = set(wanted.addresses) | {"127.0.0.1", "::1"}
         for version in wanted.ip_versions:
-            if (host0, ROUTER_LINK[version]) not in present:
-                message = rtnl.add_address(ROUTER_LINK[version], host0, ROUTER_DEVICE, prefix=LINK_PREFIX[version])
+            if (host0, self._place.router_link[version]) not in present:
+                message = rtnl.add_address(
+                    self._place.router_link[version], host0, ROUTER_DEVICE, prefix=LINK_PREFIX[version]
+                )
                 messages.append(message)
         missing = [a for a in wanted.addresses if (lo, a) not in present]
         messages += [rtnl.add_address(a, lo, "lo") for a in missing]
@@ -224,7 +267,7 @@ class Router:
             if (
                 found is None
                 or anew
-                or (found.gateway, found.link, found.source) != (HOST_LINK[version], host0, source)
+                or (found.gateway, found.link, found.source) != (self._place.host_link[version], host0, source)
             ):
                 put.append(
                     rtnl.put_route(
@@ -233,7 +276,7 @@ class Router:
                             "default",
                             protocol=ANNOUNCED,
                             link=host0,
-                            gateway=HOST_LINK[version],
+                            gateway=self._place.host_link[version],
                             source=source,
                         )
                     )
@@ -349,7 +392,7 @@ class Router:
 
     def _put_hop(self, identifier: int, hop: Hop) -> Message:
         if hop.mode == MPLS:
-            link, gateway = self._links[ROUTER_DEVICE], HOST_LINK[hop.version]
+            link, gateway = self._links[ROUTER_DEVICE], self._place.host_link[hop.version]
             nexthop = rtnl.Nexthop(identifier, hop.version, link, gateway, "", "", hop.label, ANNOUNCED)
         else:
             device = device_of(hop.mode, 6 if ":" in hop.endpoint else 4)
@@ -379,12 +422,12 @@ def _set_sysctl(name: str, value: str) -> None:
         write_sysctl(name, value)
 
 
-__all__ = ["HOST_DEVICE", "HOST_LINK", "LINK_PREFIX", "ROUTER_LINK", "Router", "device_of"]
+__all__ = ["LAYOUT", "LINK_PREFIX", "MAIN", "PLACES", "SECOND", "Place", "Router", "device_of", "has_link"]
 
 
-def _has_link(name: str) -> bool:
-    """In the namespace of this thread."""
+def has_link(place: Place) -> bool:
+    """The host has a link to a router there; asked in the host's namespace."""
     try:
-        return bool(socket.if_nametoindex(name))
+        return bool(socket.if_nametoindex(place.host_device))
     except OSError:
         return False

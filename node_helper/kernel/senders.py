@@ -21,7 +21,7 @@ from ipaddress import ip_address
 from cni_plugin.netlink import NetlinkError, Socket
 from cni_plugin.netlink import nftables as nft
 from cni_plugin.tunnel import VXLAN_GPE_PORT
-from node_helper.kernel.router import HOST_DEVICE
+from node_helper.kernel.router import PLACES
 from node_helper.plan.state import Senders
 
 TABLE = "svctun"
@@ -101,12 +101,12 @@ def _rules(family: int) -> list[bytes]:
         ]
         forged = nft.drop()
     else:
-        by_the_router = nft.meta(_DEVICE) + nft.compare(_name(HOST_DEVICE))
+        by_routers = [nft.meta(_DEVICE) + nft.compare(_name(place.host_device)) for place in PLACES]
         rules = [
             nft.transport(nft.TCP) + nft.accept(),
             nft.transport(nft.UDP) + port + nft.compare(gpe, equal=False) + nft.accept(),
             by_other_devices + nft.accept(),
-            by_the_router + nft.accept(),
+            *[by_router + nft.accept() for by_router in by_routers],
         ]
         forged = nft.not_routed_back() + nft.drop()
     for tunnel in (nft.transport(nft.UDP) + port + nft.compare(gpe), nft.transport(nft.GRE)):

@@ -60,7 +60,17 @@ def ensure_router_chains(wanted: RouterWanted) -> bool:
     return changed
 
 
-def _host_rules(version: int, covers: Covers) -> dict[tuple[str, str], list[str]]:
+def remove_router_chains() -> None:
+    """Takes out of the router's namespace, in which the thread is, what `ensure_router_chains` has put there.
+
+    Raises CommandFailed.
+    """
+    for tool in _TOOLS.values():
+        if _rules_of(_saved(tool, "mangle"), "PREROUTING"):
+            _restore(tool, "mangle", [":PREROUTING ACCEPT [0:0]"])
+
+
+def _host_rules(version: int, covers: Covers, links: Sequence[str]) -> dict[tuple[str, str], list[str]]:
     """Addresses are compared with the network of all VIPs before they are looked up in a set."""
     vips = f"-m set --match-set {ipsets.NAMES[version]}"
     cover = covers.get(version)
@@ -76,26 +86,29 @@ def _host_rules(version: int, covers: Covers) -> dict[tuple[str, str], list[str]
                 if cover
                 else ()
             ),
-            "-A SERVICE-TUNNEL -i svctun -j CT --notrack",
+            *(f"-A SERVICE-TUNNEL -i {link} -j CT --notrack" for link in links),
             *(_STRICT_BUT_FOR_VIPS if version == 4 else ()),
         ],
         ("filter", "SERVICE-TUNNEL-FORWARD"): [
-            "-A SERVICE-TUNNEL-FORWARD -i svctun -j ACCEPT",
-            "-A SERVICE-TUNNEL-FORWARD -o svctun -j ACCEPT",
+            *(f"-A SERVICE-TUNNEL-FORWARD {way} {link} -j ACCEPT" for link in links for way in ("-i", "-o")),
             *((f"-A SERVICE-TUNNEL-FORWARD -s {cover} {vips} src -j ACCEPT",) if cover else ()),
         ],
     }
 
 
-def ensure_host_chains(covers: Covers, before: Callable[[int, str, str], None] = lambda *_: None) -> bool:
+def ensure_host_chains(
+    covers: Covers,
+    before: Callable[[int, str, str], None] = lambda *_: None,
+    links: Sequence[str] = ("svctun",),
+) -> bool:
     """NOTRACK and FORWARD chains, called first; the sets that they name must exist. Raises CommandFailed.
 
-    They heed VIPs in the networks of `covers` only. `before` is told of IP version, table and built-in chain before the
-    first rule of ours comes into it.
+    They heed VIPs in the networks of `covers` only, and what comes from a router by one of `links`. `before` is told of
+    IP version, table and built-in chain before the first rule of ours comes into it.
     """
     changed = False
     for version, tool in _TOOLS.items():
-        for (table, chain), rules in _host_rules(version, covers).items():
+        for (table, chain), rules in _host_rules(version, covers, links).items():
             lines = _saved(tool, table)
             builtin = HOST_CHAINS[table, chain]
             calls = _calls(lines, builtin, chain)

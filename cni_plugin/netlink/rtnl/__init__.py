@@ -35,7 +35,9 @@ from cni_plugin.netlink.rtnl.links import (
     delete_link,
     dump_addresses,
     dump_links,
+    link_alias,
     link_named,
+    set_alias,
     set_up,
 )
 from cni_plugin.netlink.rtnl.nexthops import (
@@ -137,6 +139,7 @@ __all__ = [
     "dump_routes",
     "dump_rules",
     "gateways_by",
+    "link_alias",
     "link_named",
     "lookup_route",
     "put_label",
@@ -144,5 +147,6 @@ __all__ = [
     "put_route",
     "route",
     "rule",
+    "set_alias",
     "set_up",
 ]

@@ -72,6 +72,12 @@ def link_named(socket: Socket, name: str) -> Link:
     return _link(socket.get(GET_LINK, bytes(16) + text(3, name) + _WITHOUT_COUNTERS, f"looking up device {name}"))
 
 
+def link_alias(socket: Socket, name: str) -> str:
+    """The words that somebody has given a device; raises NetlinkError ENODEV where there is no such device."""
+    answer = socket.get(GET_LINK, bytes(16) + text(3, name) + _WITHOUT_COUNTERS, f"looking up device {name}")
+    return string(attributes(answer, 16).get(20, b""))
+
+
 def _link(answer: bytes) -> Link:
     _, _, index, flags, _ = unpack_from("=BxHiII", answer)
     found = attributes(answer, 16)
@@ -123,6 +129,11 @@ def add_veth(name: str, peer: str, peer_netns_fd: int, mtu: int) -> Message:
         bytes(16) + text(3, name) + u32(4, mtu) + nested(18, text(1, "veth"), nested(2, nested(1, peer_part))),
         f"adding veth {name} with peer {peer}",
     )
+
+
+def set_alias(link: int, alias: str) -> Message:
+    body = pack("=BxHiII", 0, 0, link, 0, 0)
+    return Message(NEW_LINK, 0, body + text(20, alias), f"setting the alias of link {link} to {alias!r}")
 
 
 def set_up(link: int, name: str) -> Message:
