@@ -78,7 +78,7 @@ def picture_of_pod(scene: Scene, name: str) -> str:
     command = "ip addr | grep -v valid_lft; ip route show table all; ip -6 route show table all; ip rule; ip -6 rule; "
     command += "ip -f mpls route 2>/dev/null; nft -s list ruleset; sysctl -a 2>/dev/null | grep -E 'rp_filter|mpls'"
     shown = pod.place.run("sh", "-c", command).stdout
-    shown = re.sub(r"(map reply[46] \{[^}]*)elements = \{[^}]*\}", r"\1", shown)
+    shown = re.sub(r"(map reply(?:_odd)?[46] \{[^}]*?)\s*elements = \{[^}]*\}", r"\1", shown)
     return re.sub(r"elements = \{([^}]*)\}", _elements, shown)
 
 
