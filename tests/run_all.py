@@ -26,12 +26,14 @@ RESULTS = PROJECT / "build" / "results"
 HERE = f"here, kernel {platform.release()}"
 VM_LIMIT = 2700.0  # seconds for the kernel tests in the virtual machine, whose processors are emulated
 VM_TEST_LIMIT = 1200.0  # seconds for one test there
+VM_KILLS = 6
+"""How often a test there kills something at random."""
 VM_PATIENCE = 400  # seconds until a condition counts as failed there
 IN_VM = tuple(
     f"tests/kernel/test_{name}.py"
     for name in (
-        "data_path moves hand_on coexistence restart_and_cleanup tunnel_mode pod_traffic pod_remaps pod_replies "
-        "pod_netns label_filter tunnel_filter underlay tampering netlink nftables"
+        "data_path moves hand_on coexistence restart_and_cleanup renewal tunnel_mode pod_traffic pod_remaps "
+        "pod_replies pod_netns label_filter tunnel_filter underlay tampering netlink nftables"
     ).split()
 )
 """What says something about a mode or a kernel. All the rest of tests/kernel runs here only: emulated processors take
@@ -120,7 +122,8 @@ def kernel_in_vm() -> Outcome:
     cpus = max(2, min(8, os.cpu_count() or 2))
     options = f"-v -n {cpus} --dist loadscope -p no:cacheprovider --timeout={VM_TEST_LIMIT:.0f} --junitxml={relative}"
     pytest = f"python -m pytest {' '.join(IN_VM)} {options}"
-    script = f"uname -r >{release.relative_to(PROJECT)}; TEST_PATIENCE={VM_PATIENCE} {EVERY_MODE}=1 {pytest}"
+    environment = f"TEST_PATIENCE={VM_PATIENCE} TEST_KILLS={VM_KILLS} {EVERY_MODE}=1"
+    script = f"uname -r >{release.relative_to(PROJECT)}; {environment} {pytest}"
     harness = [sys.executable, "-m", "tests.vm", "--label=kernel-tests", f"--limit={VM_LIMIT:.0f}", f"--cpus={cpus}"]
     code = run(*harness, "--", "bash", "-c", script)
     where = f"VM, kernel {release.read_text().strip()}" if release.exists() else "VM, which did not start"

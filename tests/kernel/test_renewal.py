@@ -17,11 +17,13 @@ from tests.testbed.cluster import Node, NodeSpec
 from tests.testbed.holding import Held
 from tests.testbed.host import Host
 from tests.testbed.namespaces import REPOSITORY
-from tests.testbed.scene import VIPS, Helper, Scene
+from tests.testbed.scene import PATIENCE, VIPS, Helper, Scene
 from tests.testbed.stream import Stream
 
 NODES = (NodeSpec("ingress1", ingress=True), NodeSpec("worker1"))
 KILLS = int(os.environ.get("TEST_KILLS", "30")) // 2
+PACE = PATIENCE / 10_000
+"""Seconds between two datagrams of a flow; emulated processors, which need more patience, take no more."""
 MARK = "service-tunnel router, layout "
 SECOND = "service-tunnel-2", "svctun-2"
 
@@ -57,8 +59,8 @@ def unharmed(scene: Scene) -> Iterator[None]:
     client = scene.cluster.client
     with (
         Held(client, VIPS[4], 8080, 20) as held,
-        Stream(client, VIPS[4], 8080) as stream4,
-        Stream(client, VIPS[6], 8080) as stream6,
+        Stream(client, VIPS[4], 8080, 10, PACE) as stream4,
+        Stream(client, VIPS[6], 8080, 10, PACE) as stream6,
     ):
         yield
         counts = [stream.count() for stream in (stream4, stream6)]
