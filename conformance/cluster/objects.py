@@ -10,6 +10,8 @@ from conformance.cluster.images import SERVER, SMALL
 Object = dict[str, Any]
 PORT, TARGET_PORT = 80, 8080
 """Different, so that ports are rewritten in pods."""
+AWAY = "/away"
+"""A pod with this file says that it is not ready."""
 HOSTNAME = "kubernetes.io/hostname"
 
 
@@ -38,7 +40,8 @@ def server(vips: Sequence[str] = ()) -> Object:
         "image": SERVER,
         "command": ["python3", "-ISE", "/server.py", "--name=$(POD)", f"--port={TARGET_PORT}"],
         "env": [{"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
-        "readinessProbe": {"tcpSocket": {"port": TARGET_PORT}, "periodSeconds": 1, "timeoutSeconds": 5},
+        "startupProbe": {"tcpSocket": {"port": TARGET_PORT}, "periodSeconds": 1, "failureThreshold": 120},
+        "readinessProbe": {"exec": {"command": ["test", "!", "-e", AWAY]}, "periodSeconds": 1, "timeoutSeconds": 10},
         "livenessProbe": {"tcpSocket": {"port": TARGET_PORT}, "periodSeconds": 2, "timeoutSeconds": 10},
         # Endpoints are taken out meanwhile, as everybody does who wants no request lost.
         "lifecycle": {"preStop": {"sleep": {"seconds": 3}}},

@@ -193,7 +193,7 @@ class Stage:
         self.kubectl("create", "-f", str(MANIFESTS / "uninstall.yaml"))
         self.rolled_out("daemonset/uninstall", NAMESPACE)
         self.kubectl("delete", "-f", str(MANIFESTS / "uninstall.yaml"), "--wait=false")
-        self.kubectl("delete", "-f", whole, "--wait=false")
+        self.kubectl("delete", "-f", whole, "--ignore-not-found", "--wait=false")
         self.wait(lambda: NAMESPACE not in self.kubectl("get", "namespaces", "-o", "name"), "the namespace is gone")
         self.kubectl("annotate", "services", "--all", "--all-namespaces", "cmd.nu/tunnel-buckets-")
         self.tell("the project is taken away")

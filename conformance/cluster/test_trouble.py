@@ -1,14 +1,10 @@
-"""What is killed, and what is restarted: containers, sandboxes, kubelet, the runtime, a whole node."""
+"""Containers and sandboxes that are killed."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
-from conformance.cluster.conftest import WEB_VIPS
-from conformance.cluster.objects import on_node, pod, proof, waiting
-from conformance.cluster.stage import NAMESPACE, Stage
+from conformance.cluster.stage import Stage
 from conformance.cluster.test_deployment import answering, names
 from tests.testbed import traffic
 
@@ -55,39 +51,3 @@ def test_a_sandbox_that_was_killed_is_made_anew_with_its_vips(web: Stage, node: 
     after = of_node(web, node)
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
     all_answer(web)
-
-
-@pytest.mark.parametrize("program", ["kubelet", "containerd", "kube-proxy"])
-def test_pods_outlive_a_restart_and_others_can_be_made(web: Stage, node: str, program: str) -> None:
-    before = of_node(web, node)
-    web.services[node].restart(program)
-    assert answering(web, 4) == names(web)  # meanwhile
-    one_more = on_node(node, waiting(f"{proof(WEB_VIPS)} && sleep 3600"))
-    web.control.apply(pod("more", "web", {**one_more, "restartPolicy": "Never"}))
-    try:
-        web.wait(lambda: phase(web, "more") == "Running", "another pod runs")
-        after = next(one for one in web.pods("app=web") if one["metadata"]["name"] == before["metadata"]["name"])
-        assert restarts(after) == restarts(before) and after["status"]["podIP"] == before["status"]["podIP"]
-    finally:
-        web.kubectl("delete", "pod", "more")
-    all_answer(web)
-
-
-def phase(stage: Stage, name: str) -> str:
-    found: str = stage.control.get("pod", name)["status"]["phase"]
-    assert found != "Failed"
-    return found
-
-
-def test_a_node_that_is_rebooted_has_everything_again(web: Stage, node: str) -> None:
-    before, pod = web.boot(node), of_node(web, node)
-    web.machines.reboot(node)
-    web.services[node].start_everything()
-    web.wait(lambda: web.boot(node) != before, "kubelet tells of another boot")
-    web.wait(lambda: of_node(web, node)["status"].get("podIP") not in (None, pod["status"]["podIP"]), "a new sandbox")
-    for vip in WEB_VIPS:  # routes over the link went with it
-        web.machines.announce(vip)
-    all_answer(web)
-    assert of_node(web, node)["metadata"]["uid"] == pod["metadata"]["uid"]
-    web.rolled_out("daemonset/node", NAMESPACE)
-    web.rolled_out("daemonset/ingress", NAMESPACE)

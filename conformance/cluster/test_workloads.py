@@ -33,7 +33,7 @@ def answers(stage: Stage, name: str, vips: tuple[str, ...] = VIPS) -> bool:
     """Whether the pod, which is the Service's only one, answers by all VIPs, and sees the client itself."""
     try:
         found = [stage.machines.client.call(traffic.ask_tcp, vip, PORT, timeout=1.0) for vip in vips]
-    except (traffic.NoAnswer, ConnectionError):
+    except (traffic.NoAnswer, OSError):
         return False
     return [(one.name, one.client) for one in found] == [(name, CLIENT[4]), (name, CLIENT[6])]
 

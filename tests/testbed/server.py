@@ -17,6 +17,7 @@ import argparse
 import socket
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 
 BLOCK = bytes(range(256)) * 256
@@ -168,7 +169,8 @@ def serve(name: str, addresses: list[str], ports: list[int], dual_stack: bool = 
             streams.listen(4096)
             events.register(streams, EVENT_READ, accepting(name, streams, events))
             datagrams = listener(socket.SOCK_DGRAM, address, port, dual_stack)
-            datagrams.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 23)
+            with suppress(PermissionError):  # in a container without rights the usual buffer has to do
+                datagrams.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 23)
             events.register(datagrams, EVENT_READ, answering(name, datagrams))
     print("ready", flush=True)
     while True:
