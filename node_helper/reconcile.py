@@ -40,6 +40,10 @@ _FORGERIES = (
     "pods of {0} may pretend to be a node, and send other pods packets as if from any client: {1}; a kernel with "
     "NF_TABLES_BRIDGE and NFT_FIB_INET lets us see to it (modprobe nf_tables nft_fib_inet)"
 )
+_QUOTES = (
+    "a pod whose UDP answer over IPv6 is sent in fragments may not hear that they are too big for the client's path: "
+    "{0}; a kernel with NF_TABLES_INET lets us see to it (modprobe nf_tables)"
+)
 
 WHOLE_EVERY = 4
 """Full comparisons of which one looks at every route of the router without any doubt about it: listing hundreds of
@@ -165,6 +169,8 @@ class Reconciler:
         trouble = self._host.chain_trouble or (self._router.chain_trouble if ingress else "")
         if trouble:
             problems.append(self._problem("ChainsNotSet", _CHAINS.format(trouble)))
+        if ingress and self._router.quote_trouble:
+            problems.append(self._problem("QuotesStay", _QUOTES.format(self._router.quote_trouble)))
         problems += [self._problem("KernelRefused", str(error)) for error in refused]
         self._metrics.kernel_refusals.inc(len(refused))
         served_changed = dict(self._served) != dict(host.served)

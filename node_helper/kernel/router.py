@@ -20,7 +20,7 @@ from cni_plugin.netns import entered, identity
 from cni_plugin.pod.state import read_sysctl, write_sysctl
 from cni_plugin.pod.target import DEVICE, DEVICE_FOR_IPV6_UNDERLAY
 from cni_plugin.tunnel import GRE, MPLS, TUNNEL_ID, VXLAN_GPE
-from node_helper.kernel import bulk, ipsets, xtables
+from node_helper.kernel import bulk, ipsets, quotes, xtables
 from node_helper.kernel.commands import CommandFailed, run
 from node_helper.kernel.fingerprints import Fingerprints, Question, nexthops, routes
 from node_helper.kernel.notices import News
@@ -102,6 +102,8 @@ class Router:
         """The chains of this namespace were seen whole: packets get their bucket."""
         self.chain_trouble = ""
         """Why they could not be looked at, or made whole, the last time."""
+        self.quote_trouble = ""
+        """Why errors about fragments stay as they are."""
 
     # --- the namespace and its link to the host -----------------------------------------------------------
 
@@ -150,6 +152,7 @@ class Router:
             ipsets.keep_affinity(wanted.by_address)
             if full or self.chain_trouble or not self.hashes:
                 self._ensure_chains(wanted)
+                self._ensure_quotes()
         return lost
 
     def _ensure_chains(self, wanted: RouterWanted) -> None:
@@ -161,6 +164,15 @@ class Router:
             self.chain_trouble, self.hashes = "", True
             if changed and self._news is not None:
                 self._news.pass_over_chains()
+
+    def _ensure_quotes(self) -> None:
+        """What is lost without is a rare path; a kernel that refuses keeps nothing else from going."""
+        try:
+            quotes.ensure()
+        except NetlinkError as error:
+            self.quote_trouble = str(error)
+        else:
+            self.quote_trouble = ""
 
     def remove(self, host: Socket) -> None:
         """Deletes the namespace with all in it, and the link; one that is kept is emptied. Quiet without one."""
@@ -189,6 +201,7 @@ class Router:
             for version in (4, 6):
                 run(["ip", f"-{version}", "route", "flush", "table", "all", "proto", str(ANNOUNCED)])
             xtables.remove_router_chains()
+            quotes.remove()
 
     def close(self) -> None:
         if self._socket is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from collections import Counter
@@ -14,7 +15,7 @@ from cni_plugin.tunnel import MODES, MPLS, overhead
 from tests.testbed import packets, traffic
 from tests.testbed.cluster import CLIENT
 from tests.testbed.cni import Pod
-from tests.testbed.scene import VIPS, Scene
+from tests.testbed.scene import PATIENCE, VIPS, Scene
 
 pytestmark = pytest.mark.parametrize("mode", MODES, scope="module")
 both_versions = pytest.mark.parametrize("version", [4, 6])
@@ -182,6 +183,29 @@ def test_a_download_over_a_narrow_path_completes(scene: Scene, version: int) -> 
     scene.cluster.narrow_client_path(1300)
     try:
         scene.cluster.client.call(traffic.download, VIPS[version], 8080, 1_000_000)
+    finally:
+        scene.cluster.narrow_client_path(1500)
+
+
+def test_errors_about_ipv6_fragments_come_to_the_pod_that_sent_them(scene: Scene) -> None:
+    """Such an answer is sent in fragments, and too big for the client's path: the pod makes them smaller then."""
+
+    def ask_again(port: int) -> str:
+        for _ in range(4):
+            with contextlib.suppress(traffic.NoAnswer):
+                return traffic.ask_udp(
+                    VIPS[6], 8080, payload=b"big 4000", source_port=port, timeout=PATIENCE / 100
+                ).name
+        raise traffic.NoAnswer(f"4000 bytes never came to port {port}")
+
+    scene.cluster.narrow_client_path(1280)
+    try:
+        seen = set()
+        for port in range(24300, 24316):
+            for pod in scene.cluster.pods:  # what it learnt from the flow before would do for this one
+                pod.place.run("ip", "-6", "route", "flush", "cache")
+            seen.add(scene.cluster.client.call(ask_again, port, limit=5 * PATIENCE))
+        assert len(seen) > 1
     finally:
         scene.cluster.narrow_client_path(1500)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 
 from cni_plugin import attachment
+from node_helper.tables import WRITE_INTERVAL
 from tests.kernel.conftest import wait_for_answers
 from tests.testbed import traffic
 from tests.testbed.cni import PluginFailed
@@ -47,6 +49,16 @@ def owners(scene: Scene, version: int = 4) -> dict[tuple[str, int], str]:
     seen = scene.cluster.client.call(traffic.udp_flows, VIPS[version], 8080, flows)
     assert len(seen) == FLOWS
     return seen
+
+
+def await_rest(scene: Scene) -> None:
+    """Until the stored table has told of all that was before: nobody is away, or not quite back."""
+    table = scene.manifests.folder / ".service-tunnel" / "buckets" / "default.web"
+
+    def told() -> bool:
+        return '"away"' not in table.read_text() and time.time() > table.stat().st_mtime + 2 * WRITE_INTERVAL
+
+    scene.wait(told, "a table in which nobody is away, and no other for a while")
 
 
 def held(scene: Scene, count: int = 100, version: int = 4) -> Held:
@@ -129,6 +141,7 @@ def test_scaling_moves_buckets_and_costs_no_connection(scene: Scene, version: in
 def test_a_pod_that_is_not_ready_for_a_while_costs_no_connection(scene: Scene, version: int) -> None:
     """Neither of those that it has, nor of those that begin on its buckets while others have them."""
     pod = scene.cluster.pods[0]
+    await_rest(scene)
     with held(scene, 100, version) as connections:
         pod.ready = False
         scene.sync()

@@ -19,8 +19,8 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,8 @@ CLONE_NEWNET = 0x40000000
 MS_BIND = 4096
 MNT_DETACH = 2
 PR_SET_PDEATHSIG = 1
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""By which users ask for the end."""
 
 # Loaded here, before any fork: a forked child must not have to load libraries.
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -208,6 +210,16 @@ def write_sysctls(values: Mapping[str, str | int]) -> None:
         sysctl_path(key).write_text(f"{value}\n")
 
 
+@contextmanager
+def signals_held_back() -> Iterator[None]:
+    """What asks for the end is answered afterwards, when what was made meanwhile is known."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def call_in(net: str, process: str | None, function: Callable[[], Value], limit: float) -> Value:
     """Run a function in a forked child, in the network namespace `net` and, if given, with a process's mounts."""
     paths = [net] if process is None else [net, f"{process}/ns/mnt", f"{process}/root"]
@@ -218,9 +230,10 @@ def call_in(net: str, process: str | None, function: Callable[[], Value], limit:
             # Python 3.12 and later warn of forks in a process with threads. The child runs the function
             # and nothing else, and no thread of a test run holds locks that these functions want.
             warnings.simplefilter("ignore", DeprecationWarning)
-            child = os.fork()
-        if child == 0:
-            _child(descriptors, function, sending)
+            with signals_held_back():
+                child = os.fork()
+                if child == 0:
+                    _child(descriptors, function, sending)
     finally:
         os.close(sending)
         for descriptor in descriptors:
@@ -246,6 +259,9 @@ def _child(descriptors: list[int], function: Callable[[], object], sending: int)
     """The forked child's whole life; never returns."""
     try:
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        for number in ENDING:  # a terminal sends them to the child as well; what is to be said of it, the parent says
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         try:
             for namespace in descriptors[:2]:
                 setns(namespace)

@@ -24,7 +24,7 @@ from tests.testbed import traffic
 from tests.testbed.cluster import DEFAULT_NODES, Cluster, NodeSpec
 from tests.testbed.cni import Pod, ptp_chain
 from tests.testbed.manifests import BOTH_8080, ClusterFolder, ClusterObjects, Object
-from tests.testbed.namespaces import TestbedError
+from tests.testbed.namespaces import TestbedError, signals_held_back
 
 SOCKET = "/run/service-tunnel/helper.sock"
 PLUGIN = {"type": "service-tunnel", "log": {"level": "debug", "file": "/run/service-tunnel.log"}}
@@ -130,7 +130,7 @@ class Scene:
         self.vips: set[str] = set()
         self._ours = [{**PLUGIN, **(plugin or {})}]
         with ExitStack() as undo:
-            with _signals_held_back():
+            with signals_held_back():
                 self._scratch = Path(tempfile.mkdtemp(prefix="svctun-scene-"))
                 undo.callback(shutil.rmtree, self._scratch, ignore_errors=True)
             self.folder_of_logs = self._scratch / "logs"
@@ -351,13 +351,3 @@ class Scene:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """What asks for the end is answered afterwards, when what was made meanwhile is known."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
