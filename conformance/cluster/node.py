@@ -141,6 +141,8 @@ class Services:
         self.start(program)
 
     def start_everything(self) -> None:
+        """As at a boot."""
+        self._running.clear()
         self.start_runtime()
         self.start("kubelet")
         self.start("kube-proxy")
