@@ -87,8 +87,8 @@ def layer(files: Mapping[str, bytes], links: Mapping[str, str] | None = None, fo
     return buffer.getvalue()
 
 
-def make(folder: Path) -> Path:
-    """The archive, in `folder`; raises ImageError, DebianError."""
+def make(folder: Path) -> tuple[Path, Path]:
+    """The archive and the root of the project's image, in `folder`; raises ImageError, DebianError."""
     root = folder / "root"
     image.root(root)
     whole = subprocess.run(
@@ -98,7 +98,7 @@ def make(folder: Path) -> Path:
     path = folder / "images.tar"
     with tarfile.open(path, "w") as archive:
         _put_images(Layout(archive), whole)
-    return path
+    return path, root
 
 
 def _put_images(layout: Layout, root: bytes) -> None:

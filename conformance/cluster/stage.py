@@ -36,6 +36,8 @@ VIP_RANGES = "198.51.100.0/24 2001:db8::/64"
 PATIENCE = float(os.environ.get("TEST_PATIENCE", "180"))
 """Seconds until a condition counts as failed."""
 NODES = (NodeSpec("node1", ingress=True), NodeSpec("node2", ingress=True), NodeSpec("node3"))
+EDGE = NodeSpec("edge")
+"""A machine that is no node of Kubernetes."""
 KINDS = {
     "node1": Kind(containerd_2, "iptables"),
     "node2": Kind(containerd_2, "nftables"),
@@ -96,7 +98,7 @@ class Stage:
         with ThreadPoolExecutor(1) as aside:
             making = aside.submit(images.make, made)
             programs = peers.ensure(peers.ETCD), peers.ensure(peers.KUBERNETES)
-            self.machines = Machines(NODES)
+            self.machines = Machines((*NODES, EDGE))
             stack.callback(self.machines.close)
             router = self.machines.router
             router.batch(["link set lo up", f"addr add {CONTROL_ADDRESS}/32 dev lo"])
@@ -106,12 +108,13 @@ class Stage:
             self.control = WholeControlPlane(programs, router, CONTROL_ADDRESS, folder, names)
             stack.callback(self.control.close)
             self.tell("control plane is ready")
-            for name, node in self.machines.nodes.items():
+            for name in names:
+                node = self.machines.nodes[name]
                 self.control.apply(_node_object(node))
                 self.services[name] = Services(node, KINDS[name], self.control, self.logs, self.wait)
                 self.services[name].configure(CHAINS[name](node.pod_cidrs))
                 self.services[name].start_runtime()
-            archive = making.result()
+            archive, self.root = making.result()
         self.tell("images are made")
         with ThreadPoolExecutor(2) as threads:
             list(threads.map(lambda one: one.import_images(archive), self.services.values()))

@@ -1,0 +1,77 @@
+"""Debian's podman with its CNI backend: a runtime without Kubernetes, which runs the chain by a libcni of its own."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from conformance import peers
+from conformance.cluster.node import BIN, CONF
+from conformance.cluster.programs import LIBRARIES, debians
+from install.image import PLUGIN
+from tests.testbed import server
+from tests.testbed.cluster import Node
+from tests.testbed.cni import bridge_chain
+from tests.testbed.namespaces import REPOSITORY
+
+_CONTAINERS = """
+[containers]
+apparmor_profile = "unconfined"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+runtime = "runc"
+conmon_path = ["{programs}/usr/bin/conmon"]
+[engine.runtimes]
+runc = ["{programs}/usr/sbin/runc"]
+[network]
+network_backend = "cni"
+cni_plugin_dirs = ["{bin}"]
+network_config_dir = "{conf}"
+default_network = "testbed"
+"""
+
+
+class Podman:
+    """On a machine of the cluster that is no node of Kubernetes; the plugin's tunnels are those of the chain entry."""
+
+    def __init__(self, node: Node, root: Path, vips: Sequence[str]) -> None:
+        """`root`: what containers have as their root, in a layer of their own."""
+        self.machine = node.host
+        self._root = root
+        programs = debians()
+        for name in (BIN, CONF, "/etc/containers"):
+            self.machine.path(name).mkdir(parents=True, exist_ok=True)
+        for program in peers.programs():
+            shutil.copy(peers.ensure() / program, self.machine.path(f"{BIN}/{program}"))
+        files = {
+            "/etc/containers/containers.conf": _CONTAINERS.format(programs=programs, bin=BIN, conf=CONF),
+            "/etc/containers/policy.json": json.dumps({"default": [{"type": "insecureAcceptAnything"}]}),
+            "/etc/containers/registries.conf": "",
+            f"{CONF}/10-cluster.conflist": json.dumps(bridge_chain(node.pod_cidrs)),
+        }
+        for path, text in files.items():
+            self.machine.path(path).write_text(text)
+        command = (str(REPOSITORY / ".venv/bin/service-tunnel-install"), "install", f"--source={PLUGIN}")
+        self.machine.run(*command, f"--tunnel={','.join(vips)}")
+        libraries = ":".join(str(programs / folder.format(platform.machine())) for folder in LIBRARIES)
+        self._command = ("env", f"LD_LIBRARY_PATH={libraries}", str(programs / "usr" / "bin" / "podman"))
+
+    def __call__(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return self.machine.run(*self._command, *arguments, check=check, timeout=120)
+
+    def run(self, name: str, *command: str, keep: bool = False) -> str:
+        """A container; with `keep` it goes on in the background."""
+        how = ("--detach",) if keep else ("--rm",)
+        program = f"--volume={server.__file__}:/server.py:ro"
+        return self("run", *how, f"--name={name}", program, "--rootfs", f"{self._root}:O", *command).stdout
+
+    def addresses(self, name: str) -> dict[int, str]:
+        """A container's own, by IP version."""
+        (found,) = json.loads(self("inspect", name).stdout)
+        (network,) = found["NetworkSettings"]["Networks"].values()
+        return {4: network["IPAddress"], 6: network["GlobalIPv6Address"]}
