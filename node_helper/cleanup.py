@@ -8,7 +8,8 @@ from pathlib import Path
 
 from cni_plugin import attachment, netns, pod
 from node_helper.kernel.host import Host
-from node_helper.kernel.router import PLACES, Router
+from node_helper.kernel.places import PLACES
+from node_helper.kernel.router import Router
 from node_helper.settings import draining_mark
 
 

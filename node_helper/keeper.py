@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from node_helper.kernel.commands import CommandFailed
-from node_helper.kernel.router import PLACES, Router
+from node_helper.kernel.places import PLACES
+from node_helper.kernel.router import Router
 
 
 def keep(say: Callable[[str], None], wait: Callable[[], bool]) -> None:

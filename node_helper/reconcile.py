@@ -15,7 +15,8 @@ from node_helper.kernel.facts import FactsReader
 from node_helper.kernel.host import Host
 from node_helper.kernel.modules import MplsModules
 from node_helper.kernel.notices import News
-from node_helper.kernel.router import SECOND, Router
+from node_helper.kernel.places import SECOND
+from node_helper.kernel.router import Router
 from node_helper.metrics import Metrics
 from node_helper.model import Node, ObjectKey, Problem, Snapshot
 from node_helper.plan.attachments import tunnel_sources

@@ -20,7 +20,8 @@ import structlog
 
 from node_helper.kernel.commands import CommandFailed
 from node_helper.kernel.host import Host
-from node_helper.kernel.router import MAIN, SECOND, Place, Router, has_link
+from node_helper.kernel.places import MAIN, SECOND, Place, has_link
+from node_helper.kernel.router import Router
 from node_helper.plan.changes import router_changes
 from node_helper.plan.state import HostFacts, HostWanted, RouterWanted
 

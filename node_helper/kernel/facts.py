@@ -10,7 +10,7 @@ from cni_plugin.netlink.address import FAMILY, pack
 from cni_plugin.pod.state import read_sysctl
 from node_helper.kernel.fingerprints import Fingerprints, exceptions, routes, rules
 from node_helper.kernel.notices import Notice, destination_of, is_about_address, is_about_link, link_of
-from node_helper.kernel.router import PLACES
+from node_helper.kernel.places import PLACES
 from node_helper.model import Node
 from node_helper.plan.state import ANNOUNCED, FORWARDED, HostFacts, Path
 

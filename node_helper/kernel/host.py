@@ -14,7 +14,7 @@ from node_helper.kernel import bulk, ipsets, senders, xtables
 from node_helper.kernel.base_chains import BaseChains
 from node_helper.kernel.commands import CommandFailed
 from node_helper.kernel.notices import News
-from node_helper.kernel.router import LINK_PREFIX, MAIN, SECOND, Place, has_link
+from node_helper.kernel.places import LINK_PREFIX, MAIN, SECOND, Place, has_link
 from node_helper.kernel.sysctl import BorrowedSysctls, loosen, loosened
 from node_helper.plan.cover import Covers, covered, covers
 from node_helper.plan.state import ANNOUNCED, FORWARDED, HostFacts, HostWanted, Senders

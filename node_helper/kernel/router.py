@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from node_helper.kernel import bulk, ipsets, quotes, xtables
 from node_helper.kernel.commands import CommandFailed, run
 from node_helper.kernel.fingerprints import Fingerprints, Question, nexthops, routes
 from node_helper.kernel.notices import News
+from node_helper.kernel.places import LINK_PREFIX, MAIN, Place, has_link
 from node_helper.plan.changes import RouterChanges
 from node_helper.plan.rule_tree import rule_tree
 from node_helper.plan.state import ANNOUNCED, FIRST_TABLE, Hop, RouterPresent, RouterWanted
@@ -32,7 +32,6 @@ LAYOUT = 1
 """Of what is in the namespace, but for nexthops and bucket tables, which are compared one by one. To be raised with any
 change that cannot be made in place without losing packets: the next helper then builds anew (`renewal`)."""
 ROUTER_DEVICE = "host0"
-LINK_PREFIX = {4: 30, 6: 64}
 LINK_MTU = 65_535
 """The veth's: what limits a packet is its route (towards the client) or the host's uplink, not this link."""
 _ANYWHERE = {4: "203.0.113.255", 6: "2001:db8:ffff::1"}
@@ -60,24 +59,6 @@ _MARK = "service-tunnel router, layout "
 _ROUTES = tuple(routes(family, ANNOUNCED) for family in FAMILY.values())
 _MODULE = {VXLAN_GPE: "vxlan", GRE: "ip_gre"}
 _DEVICE_SYSCTLS = {"rp_filter": "0", "send_redirects": "0", "accept_local": "1"}
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a router is: its namespace, and the host's end of the link to it, with the addresses of both ends."""
-
-    namespace: str
-    host_device: str
-    host_link: Mapping[int, str]
-    router_link: Mapping[int, str]
-
-
-MAIN = Place("service-tunnel", "svctun", {4: "169.254.74.1", 6: "fe80::74:1"}, {4: "169.254.74.2", 6: "fe80::74:2"})
-SECOND = Place(
-    "service-tunnel-2", "svctun-2", {4: "169.254.74.5", 6: "fe80::74:5"}, {4: "169.254.74.6", 6: "fe80::74:6"}
-)
-"""Of the router that takes the traffic while the one in the first place is built anew."""
-PLACES = (MAIN, SECOND)
 
 
 class Router:
@@ -433,14 +414,3 @@ def device_of(mode: str, outer_version: int) -> str:
 def _set_sysctl(name: str, value: str) -> None:
     if read_sysctl(name) not in (None, value):
         write_sysctl(name, value)
-
-
-__all__ = ["LAYOUT", "LINK_PREFIX", "MAIN", "PLACES", "SECOND", "Place", "Router", "device_of", "has_link"]
-
-
-def has_link(place: Place) -> bool:
-    """The host has a link to a router there; asked in the host's namespace."""
-    try:
-        return bool(socket.if_nametoindex(place.host_device))
-    except OSError:
-        return False

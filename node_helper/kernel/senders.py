@@ -21,7 +21,7 @@ from ipaddress import ip_address
 from cni_plugin.netlink import NetlinkError, Socket
 from cni_plugin.netlink import nftables as nft
 from cni_plugin.tunnel import VXLAN_GPE_PORT
-from node_helper.kernel.router import PLACES
+from node_helper.kernel.places import PLACES
 from node_helper.plan.state import Senders
 
 TABLE = "svctun"
