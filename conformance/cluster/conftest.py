@@ -1,4 +1,4 @@
-"""One cluster for all tests of this folder. Modules run in the order of their names; the last takes the project off."""
+"""One cluster for all tests of this folder, from before the project's installation to its end."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ WEB_VIPS = ("198.51.100.1", "2001:db8::1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A fresh installation first, the uninstallation last."""
+    items.sort(key=lambda item: {"test_adoption.py": -1, "test_uninstall.py": 1}.get(item.path.name, 0))
     for item in items:
         if "stage" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(LIMIT))
