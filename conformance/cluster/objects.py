@@ -33,9 +33,12 @@ def proof(vips: Sequence[str]) -> str:
     return " && ".join([*(f"ip addr show dev lo | grep -q ' {vip}/'" for vip in vips), "ip link show dev svctun-gpe"])
 
 
-def server(vips: Sequence[str] = ()) -> Object:
-    """The spec of a pod with the testbed's server; with `vips` its first program is one that fails without them."""
-    container = {
+def server(vips: Sequence[str] = (), *, grace: int = 4) -> Object:
+    """The spec of a pod with the testbed's server; with `vips` its first program is one that fails without them.
+
+    `grace`: seconds between its removal from the endpoints and its end; a pod with 1 may lose requests meanwhile.
+    """
+    container: Object = {
         "name": "server",
         "image": SERVER,
         "command": ["python3", "-ISE", "/server.py", "--name=$(POD)", f"--port={TARGET_PORT}"],
@@ -43,12 +46,12 @@ def server(vips: Sequence[str] = ()) -> Object:
         "startupProbe": {"tcpSocket": {"port": TARGET_PORT}, "periodSeconds": 1, "failureThreshold": 120},
         "readinessProbe": {"exec": {"command": ["test", "!", "-e", AWAY]}, "periodSeconds": 1, "timeoutSeconds": 10},
         "livenessProbe": {"tcpSocket": {"port": TARGET_PORT}, "periodSeconds": 2, "timeoutSeconds": 10},
-        # Endpoints are taken out meanwhile, as everybody does who wants no request lost.
-        "lifecycle": {"preStop": {"sleep": {"seconds": 3}}},
     }
+    if grace > 1:  # as everybody does who wants no request lost
+        container["lifecycle"] = {"preStop": {"sleep": {"seconds": grace - 1}}}
     first = {"name": "first", "image": SMALL, "command": ["sh", "-c", proof(vips)]}
     return {
-        "terminationGracePeriodSeconds": 4,
+        "terminationGracePeriodSeconds": grace,
         "initContainers": [first] if vips else [],
         "containers": [container],
     }

@@ -18,7 +18,7 @@ def test_pods_outlive_a_restart_and_others_can_be_made(web: Stage, node: str, pr
     web.services[node].restart(program)
     assert answering(web, 4, 60) == names(web)  # meanwhile
     with annotated(web, "more"):
-        web.control.apply(pod("more", "more", on_node(node, server(VIPS))))
+        web.control.apply(pod("more", "more", on_node(node, server(VIPS, grace=1))))
         web.wait(lambda: answers(web, "more"), "a new pod answers")
         (first,) = web.control.get("pod", "more")["status"]["initContainerStatuses"]
         assert first["restartCount"] == 0

@@ -47,7 +47,7 @@ def test_a_job_s_pod_has_its_vips_when_it_begins(web: Stage, node: str) -> None:
 
 def test_a_pod_of_a_stateful_set_comes_back_by_its_name_and_answers(web: Stage, node: str) -> None:
     with annotated(web, "state"):
-        spec = on_node(node, server(VIPS))
+        spec = on_node(node, server(VIPS, grace=1))
         web.control.apply(workload("StatefulSet", "state", spec, serviceName="state", replicas=1))
         web.rolled_out("statefulset/state")
         web.wait(lambda: answers(web, "state-0"), "it answers")
@@ -66,7 +66,7 @@ def test_a_static_pod_answers(web: Stage, node: str) -> None:
     machine = web.services[node].machine
     file = machine.path(f"{STATIC_PODS}/static.yaml")
     with annotated(web, "static"):
-        file.write_text(json.dumps(pod("static", "static", server())))
+        file.write_text(json.dumps(pod("static", "static", server(grace=1))))
         try:
             web.wait(lambda: web.ready_pods("app=static") == [f"static-{node}"], "kubelet tells of it")
             web.wait(lambda: answers(web, f"static-{node}"), "it answers")
