@@ -2,7 +2,7 @@
 
     client ── router, with the control plane ──┬─ node1 (ingress)   containerd 2, kube-proxy mode iptables
                                                ├─ node2 (ingress)   containerd 2, kube-proxy mode nftables
-                                               └─ node3             Debian's containerd 1.6, kube-proxy mode iptables
+                                               └─ node3             CRI-O or containerd 1.6, kube-proxy mode iptables
 
 Client, router and links are the testbed's; a node is a `machine.Machine`: namespaces of all kinds, cgroups and a file
 system of its own, in which kubelet, kube-proxy and a container runtime run as on a machine that they have for

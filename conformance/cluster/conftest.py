@@ -26,9 +26,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test that takes `node` runs on each, or on those it names: they differ in runtime, network and kube-proxy."""
-    chosen = [mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")]
-    if "node" in metafunc.fixturenames and "node" not in chosen:
+    """A test that takes `node` runs on each: they differ in runtime, network and kube-proxy."""
+    if "node" in metafunc.fixturenames:
         names = [spec.name for spec in NODES]
         metafunc.parametrize("node", names, ids=[f"{name}: {KINDS[name].runtime.__name__}" for name in names])
 

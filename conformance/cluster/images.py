@@ -26,6 +26,7 @@ from tests.testbed import server
 OURS = "docker.io/library/service-tunnel:0.1.0"
 SERVER = "localhost/cluster/server:1"
 SMALL = "localhost/cluster/small:1"
+NAMES = (OURS, SERVER, SMALL)
 COMMANDS = "sh cat ls ip sleep true false touch wget hostname grep test env echo kill id".split()
 """Of busybox, in the image `small`."""
 _TYPE = "application/vnd.oci.image."

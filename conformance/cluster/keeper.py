@@ -161,6 +161,11 @@ def mount_everything(wanted: dict[str, Any]) -> None:
         for options, place in cgroups.items():
             place.mkdir()
             _mount("cgroup", place, "cgroup", options=options)
+        # What has no hierarchy is listed as if it were there, and CRI-O believes it.
+        heading, *lines = Path("/proc/cgroups").read_text().splitlines()
+        listed = DISK / "cgroups"
+        listed.write_text("\n".join([heading, *(line for line in lines if line.split()[1] != "0")]) + "\n")
+        _mount(str(listed), "/proc/cgroups", "", MS_BIND)
     _mount("tmpfs", "/run", "tmpfs", options="mode=755")
     for folder in ("/run/lock", "/run/netns", "/run/tmp"):
         os.mkdir(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 from conformance import peers
 from conformance.cluster.control import CLIENT_CERTIFICATE, POD_RANGES, WholeControlPlane
 from conformance.cluster.machine import PROGRAM_PATH, Machine
-from conformance.cluster.runtimes import CONFIG, SOCKET, Runtime
+from conformance.cluster.runtimes import Runtime
 from tests.testbed.cluster import Node
 from tests.testbed.namespaces import TestbedError
 
@@ -47,7 +48,7 @@ class Services:
         self._wait = wait
         self._running: dict[str, subprocess.Popen[str]] = {}
         self._commands = {
-            "containerd": self.runtime.command,
+            self.runtime.program: self.runtime.command,
             "kubelet": (
                 str(peers.ensure(peers.KUBERNETES) / "kubelet"), f"--config={_KUBELET_CONFIG}",
                 "--kubeconfig=/etc/kubernetes/kubelet.conf", f"--hostname-override={node.name}",
@@ -58,13 +59,15 @@ class Services:
 
     def configure(self, network: Mapping[str, Any]) -> None:
         """Writes every file that the programs read; `network`: what is in the folder of networks."""
-        for name in (BIN, CONF, STATIC_PODS, "/var/lib/kubelet", "/var/lib/kube-proxy", "/etc/containerd"):
+        for name in (BIN, CONF, STATIC_PODS, "/var/lib/kubelet", "/var/lib/kube-proxy"):
             self.machine.path(name).mkdir(parents=True, exist_ok=True)
         for program in peers.programs():
             if program not in ("cnitool", "sequence"):
                 shutil.copy(peers.ensure() / program, self.machine.path(f"{BIN}/{program}"))
         self._write(f"{CONF}/10-cluster.conflist", json.dumps(network, indent=2))
-        self._write(CONFIG, self.runtime.config)
+        for path, text in self.runtime.files.items():
+            self.machine.path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._write(path, text)
         self._write("/etc/kubernetes/apiserver.crt", self._control.trust.read_text())
         self._write("/etc/kubernetes/client.crt", (self._control.folder / CLIENT_CERTIFICATE).read_text())
         for account, path in ((f"kubelet-{self.node.name}", "kubelet"), ("kube-proxy", "kube-proxy")):
@@ -76,6 +79,8 @@ class Services:
 
     def _write(self, path: str, text: str) -> None:
         self.machine.path(path).write_text(text)
+        if text.startswith("#!"):
+            self.machine.path(path).chmod(0o755)
 
     def _kubelet(self) -> dict[str, Any]:
         return {
@@ -87,7 +92,7 @@ class Services:
                 "x509": {"clientCAFile": "/etc/kubernetes/client.crt"},
             },
             "authorization": {"mode": "Webhook"},
-            "containerRuntimeEndpoint": f"unix://{SOCKET}",
+            "containerRuntimeEndpoint": f"unix://{self.runtime.socket}",
             "cgroupDriver": "cgroupfs",
             "failCgroupV1": False,
             "failSwapOn": False,
@@ -117,17 +122,23 @@ class Services:
         }
 
     def start(self, program: str) -> None:
-        found = f"{self.runtime.programs}:{PROGRAM_PATH}"  # containerd's shim must be its own
-        log = self.log(program)
-        self._running[program] = self.machine.start(log, *self._commands[program], PATH=found)
+        folder = f"{self.runtime.folder}:" if self.runtime.folder else ""
+        self._running[program] = self.machine.start(
+            self.log(program), *self._commands[program], PATH=f"{folder}{PROGRAM_PATH}"
+        )
 
     def start_runtime(self) -> None:
-        self.start("containerd")
-        ready = (*self.runtime.importing("")[:-3], "version")
-        self._wait(lambda: self._answers("containerd", *ready), f"containerd of {self.node.name}")
+        self.start(self.runtime.program)
+        self._wait(self._runtime_listens, f"{self.runtime.name} of {self.node.name}")
+
+    def _runtime_listens(self) -> bool:
+        self.check()
+        return self.machine.call(_listens, self.runtime.socket, mounts=True)
 
     def import_images(self, archive: Path) -> None:
-        self.machine.run("env", f"PATH={PROGRAM_PATH}", *self.runtime.importing(str(archive)), timeout=300)
+        for command in self.runtime.imports:
+            filled = (word.replace("{}", str(archive)) for word in command)
+            self.machine.run("env", f"PATH={PROGRAM_PATH}", *filled, timeout=300)
 
     def stop(self, program: str) -> None:
         """Ends it as a restart does; what it started goes on."""
@@ -147,14 +158,17 @@ class Services:
         self.start("kubelet")
         self.start("kube-proxy")
 
-    def kill_sandbox(self, pod: str) -> None:
-        """Kills the process that holds a pod's namespaces together, as the kernel does when memory is short."""
-        chosen = f'labels."io.kubernetes.pod.name"=={pod},labels."io.cri-containerd.kind"==sandbox'
-        (sandbox,) = self._ctr("containers", "list", "--quiet", chosen).split()
-        self._ctr("tasks", "kill", "--signal", "SIGKILL", sandbox)
+    def kill_sandbox(self, program: str) -> None:
+        """Kills the process that holds a pod's namespaces together, as the kernel does when memory is short.
 
-    def _ctr(self, *arguments: str) -> str:
-        return self.machine.run(*self.runtime.importing("")[:-3], *arguments).stdout
+        It is the other one in the network namespace of a program, named by a part of its command line.
+        """
+        script = (
+            'inside=$(pgrep -f "$0"); net=$(readlink /proc/$inside/ns/net); for one in /proc/[0-9]*; do '
+            '[ "$(readlink $one/ns/net)" = "$net" ] && [ "$one" != /proc/$inside ] && echo "${one#/proc/}"; done; true'
+        )
+        first = self.machine.run("sh", "-c", script, program).stdout.split()
+        self.machine.run("kill", "-KILL", *first)
 
     def log(self, program: str) -> Path:
         return self._logs / f"{self.node.name}-{program}.log"
@@ -165,6 +179,7 @@ class Services:
             if process.poll() is not None:
                 raise TestbedError(f"{program} of {self.node.name} ended:\n{self.log(program).read_text()[-3000:]}")
 
-    def _answers(self, program: str, *command: str) -> bool:
-        self.check()
-        return self.machine.run(*command, check=False).returncode == 0
+
+def _listens(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -11,29 +10,13 @@ from pathlib import Path
 
 from conformance import peers
 from conformance.cluster.node import BIN, CONF
-from conformance.cluster.programs import LIBRARIES, debians
+from conformance.cluster.programs import debians
+from conformance.cluster.runtimes import containers_files, library_path
 from install.image import PLUGIN
 from tests.testbed import server
 from tests.testbed.cluster import Node
 from tests.testbed.cni import bridge_chain
 from tests.testbed.namespaces import REPOSITORY
-
-_CONTAINERS = """
-[containers]
-apparmor_profile = "unconfined"
-[engine]
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-runtime = "runc"
-conmon_path = ["{programs}/usr/bin/conmon"]
-[engine.runtimes]
-runc = ["{programs}/usr/sbin/runc"]
-[network]
-network_backend = "cni"
-cni_plugin_dirs = ["{bin}"]
-network_config_dir = "{conf}"
-default_network = "testbed"
-"""
 
 
 class Podman:
@@ -49,17 +32,14 @@ class Podman:
         for program in peers.programs():
             shutil.copy(peers.ensure() / program, self.machine.path(f"{BIN}/{program}"))
         files = {
-            "/etc/containers/containers.conf": _CONTAINERS.format(programs=programs, bin=BIN, conf=CONF),
-            "/etc/containers/policy.json": json.dumps({"default": [{"type": "insecureAcceptAnything"}]}),
-            "/etc/containers/registries.conf": "",
+            **containers_files(),
             f"{CONF}/10-cluster.conflist": json.dumps(bridge_chain(node.pod_cidrs)),
         }
         for path, text in files.items():
             self.machine.path(path).write_text(text)
         command = (str(REPOSITORY / ".venv/bin/service-tunnel-install"), "install", f"--source={PLUGIN}")
         self.machine.run(*command, f"--tunnel={','.join(vips)}")
-        libraries = ":".join(str(programs / folder.format(platform.machine())) for folder in LIBRARIES)
-        self._command = ("env", f"LD_LIBRARY_PATH={libraries}", str(programs / "usr" / "bin" / "podman"))
+        self._command = ("env", f"LD_LIBRARY_PATH={library_path()}", str(programs / "usr" / "bin" / "podman"))
 
     def __call__(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.machine.run(*self._command, *arguments, check=check, timeout=120)

@@ -19,7 +19,7 @@ from conformance.cluster import images, keeper
 from conformance.cluster.control import WholeControlPlane
 from conformance.cluster.machine import Machine
 from conformance.cluster.node import Kind, Services
-from conformance.cluster.runtimes import containerd_1_6, containerd_2
+from conformance.cluster.runtimes import containerd_1_6, containerd_2, crio, crio_found
 from tests.testbed.cluster import FORWARDING, Cluster, Node, NodeSpec
 from tests.testbed.cni import bridge_chain, ptp_chain
 from tests.testbed.namespaces import CommandFailed, TestbedError
@@ -41,7 +41,7 @@ EDGE = NodeSpec("edge")
 KINDS = {
     "node1": Kind(containerd_2, "iptables"),
     "node2": Kind(containerd_2, "nftables"),
-    "node3": Kind(containerd_1_6, "iptables"),
+    "node3": Kind(crio if crio_found() else containerd_1_6, "iptables"),
 }
 CHAINS = {"node1": ptp_chain, "node2": bridge_chain, "node3": ptp_chain}
 NAMESPACE = "service-tunnel"

@@ -12,10 +12,11 @@ from conformance.cluster.test_trouble import all_answer, of_node, restarts
 from conformance.cluster.test_workloads import VIPS, annotated, answers
 
 
-@pytest.mark.parametrize("program", ["kubelet", "containerd", "kube-proxy"])
+@pytest.mark.parametrize("program", ["kubelet", "runtime", "kube-proxy"])
 def test_pods_outlive_a_restart_and_others_can_be_made(web: Stage, node: str, program: str) -> None:
     before = of_node(web, node)
-    web.services[node].restart(program)
+    services = web.services[node]
+    services.restart(services.runtime.program if program == "runtime" else program)
     assert answering(web, 4, 60) == names(web)  # meanwhile
     with annotated(web, "more"):
         web.control.apply(pod("more", "more", on_node(node, server(VIPS, grace=1))))

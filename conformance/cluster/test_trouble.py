@@ -44,7 +44,7 @@ def test_a_container_that_was_killed_is_back_in_the_same_namespace_and_answers(w
 
 def test_a_sandbox_that_was_killed_is_made_anew_with_its_vips(web: Stage, node: str) -> None:
     before = of_node(web, node)
-    web.services[node].kill_sandbox(before["metadata"]["name"])
+    web.services[node].kill_sandbox(f"^python3 .*--name={before['metadata']['name']}")
     web.wait(
         lambda: of_node(web, node)["status"].get("podIP") not in (None, before["status"]["podIP"]), "a new address"
     )
