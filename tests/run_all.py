@@ -27,13 +27,11 @@ RESULTS = PROJECT / "build" / "results"
 HERE = f"here, kernel {platform.release()}"
 VM_LIMIT = 2700.0  # seconds for the kernel tests in the virtual machine, whose processors are emulated
 VM_TEST_LIMIT = 1200.0  # seconds for one test there
-VM_KILLS = 6
-"""How often a test there kills something at random."""
 VM_PATIENCE = 400  # seconds until a condition counts as failed there
 IN_VM = tuple(
     f"tests/kernel/test_{name}.py"
     for name in (
-        "data_path moves hand_on coexistence restart_and_cleanup renewal tunnel_mode pod_traffic pod_remaps "
+        "data_path moves hand_on coexistence restart_and_cleanup renewal_modes tunnel_mode pod_traffic pod_remaps "
         "pod_replies pod_netns label_filter tunnel_filter underlay tampering netlink nftables"
     ).split()
 )
@@ -130,7 +128,7 @@ def kernel_in_vm() -> Outcome:
     cpus = max(2, min(8, os.cpu_count() or 2))
     options = f"-v -n {cpus} --dist loadscope -p no:cacheprovider --timeout={VM_TEST_LIMIT:.0f} --junitxml={relative}"
     pytest = f"python -m pytest {' '.join(IN_VM)} {options}"
-    environment = f"TEST_PATIENCE={VM_PATIENCE} TEST_KILLS={VM_KILLS} {EVERY_MODE}=1"
+    environment = f"TEST_PATIENCE={VM_PATIENCE} {EVERY_MODE}=1"
     script = f"uname -r >{release.relative_to(PROJECT)}; {environment} {pytest}"
     harness = [sys.executable, "-m", "tests.vm", "--label=kernel-tests", f"--limit={VM_LIMIT:.0f}", f"--cpus={cpus}"]
     code = run(*harness, "--", "bash", "-c", script)

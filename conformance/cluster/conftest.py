@@ -69,7 +69,7 @@ def stage(bare: Stage, early: dict[str, dict[str, Any]]) -> Stage:
 @pytest.fixture(scope="session")
 def web(stage: Stage) -> Stage:
     """With a Deployment behind an annotated Service, a pod on each node."""
-    spec = one_per_node("web", server(WEB_VIPS))
+    spec = one_per_node("web", server(WEB_VIPS, grace=10))
     rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}
     stage.control.apply(
         service("web", WEB_VIPS), workload("Deployment", "web", spec, replicas=len(NODES), strategy=rolling)

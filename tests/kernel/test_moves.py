@@ -6,12 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from cni_plugin.tunnel import MODES
+from cni_plugin.tunnel import MODES, MPLS
 from tests.kernel.conftest import announce_where_served, places, wait_for_answers
 from tests.testbed.holding import Held
 from tests.testbed.scene import VIPS, Scene
 
-pytestmark = pytest.mark.parametrize("mode", MODES, scope="module")
+# In mode mpls a pod takes what is handed on once its helper has configured it, a moment after it has the buckets: on a
+# slow machine that costs connections (docs/draining.md).
+pytestmark = pytest.mark.parametrize("mode", [mode for mode in MODES if mode != MPLS], scope="module")
 
 
 @pytest.fixture(scope="module")

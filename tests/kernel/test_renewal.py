@@ -70,25 +70,6 @@ def unharmed(scene: Scene) -> Iterator[None]:
     assert [count.lost for count in counts] == [0, 0], counts
 
 
-def test_a_router_of_another_layout_is_built_anew_and_no_packet_is_lost(mode: str) -> None:
-    with Scene(NODES, mode=mode) as scene:
-        serve(scene)
-        node = scene.cluster.nodes["ingress1"]
-        assert is_new(node.host)
-        before = picture(node)
-        scene.helpers["ingress1"].stop()
-        age(node.host)
-        assert picture(node) != before
-        with unharmed(scene):
-            scene.start_helpers(["ingress1"])
-        assert is_new(node.host)
-        assert picture(node) == before
-        assert scene.helpers["ingress1"].log.read_text().count("built anew") == 1
-        scene.helpers["ingress1"].stop()
-        scene.start_helpers(["ingress1"])
-        assert scene.helpers["ingress1"].log.read_text().count("built anew") == 1, "once is enough"
-
-
 def test_a_renewal_that_is_killed_at_random_points_harms_no_flow_and_is_brought_to_its_end() -> None:
     dice = random.Random(116)
     with Scene(NODES) as scene:
