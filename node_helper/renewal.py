@@ -20,7 +20,7 @@ import structlog
 
 from node_helper.kernel.commands import CommandFailed
 from node_helper.kernel.host import Host
-from node_helper.kernel.places import MAIN, SECOND, Place, has_link
+from node_helper.kernel.places import SECOND, Place, has_link
 from node_helper.kernel.router import Router
 from node_helper.plan.changes import router_changes
 from node_helper.plan.state import HostFacts, HostWanted, RouterWanted
@@ -52,26 +52,26 @@ def renew(main: Router, second: Router, host: Host, router: RouterWanted, wanted
         if not host.leads_to(SECOND):
             second.remove(host.route)
         if main.stands() or has_link(SECOND):
-            _build(second, SECOND, host, router, wanted, facts)
+            _build(second, host, router, wanted, facts)
         main.remove(host.route)
-    _build(main, MAIN, host, router, wanted, facts)
+    _build(main, host, router, wanted, facts)
     second.remove(host.route)
     host.forget()
     _log.info("the router is built anew, and traffic passes it again")
 
 
-def _build(built: Router, place: Place, host: Host, router: RouterWanted, wanted: HostWanted, facts: HostFacts) -> None:
+def _build(built: Router, host: Host, router: RouterWanted, wanted: HostWanted, facts: HostFacts) -> None:
     """A whole router, and then the routes to it.
 
     What the kernel refuses of it is told by the comparison that follows, and was no better in the router before.
     """
     built.ensure(host.route, router)
-    host.lead_to(place)
+    host.lead_to(built.place)
     host.prepare(wanted, facts, full=True)
     if trouble := built.chain_trouble or host.chain_trouble:
         raise CommandFailed(EBUSY, trouble)
     built.apply(router_changes(router, built.read(router.buckets)))
-    _await(place, router.ip_versions)
+    _await(built.place, router.ip_versions)
     host.serve(wanted, facts)
     time.sleep(ON_THEIR_WAY)
 

@@ -128,8 +128,7 @@ def kernel_in_vm() -> Outcome:
     cpus = max(2, min(8, os.cpu_count() or 2))
     options = f"-v -n {cpus} --dist loadscope -p no:cacheprovider --timeout={VM_TEST_LIMIT:.0f} --junitxml={relative}"
     pytest = f"python -m pytest {' '.join(IN_VM)} {options}"
-    environment = f"TEST_PATIENCE={VM_PATIENCE} {EVERY_MODE}=1"
-    script = f"uname -r >{release.relative_to(PROJECT)}; {environment} {pytest}"
+    script = f"uname -r >{release.relative_to(PROJECT)}; TEST_PATIENCE={VM_PATIENCE} {EVERY_MODE}=1 {pytest}"
     harness = [sys.executable, "-m", "tests.vm", "--label=kernel-tests", f"--limit={VM_LIMIT:.0f}", f"--cpus={cpus}"]
     code = run(*harness, "--", "bash", "-c", script)
     where = f"VM, kernel {release.read_text().strip()}" if release.exists() else "VM, which did not start"

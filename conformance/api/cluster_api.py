@@ -9,12 +9,45 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
+import yaml
+
+from conformance import peers
 from conformance.api.control_plane import ControlPlane
+from tests.testbed.cluster import Cluster
 from tests.testbed.manifests import ClusterObjects, Key, Object
 
+PROJECT = Path(__file__).resolve().parents[2]
 _OF_THE_SERVER = ("uid", "creationTimestamp", "deletionTimestamp")
 """Metadata that a folder says itself."""
+
+
+BOTH_ROLES = {
+    "apiVersion": "rbac.authorization.k8s.io/v1",
+    "kind": "ClusterRoleBinding",
+    "metadata": {"name": "both-roles"},
+    "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "service-tunnel-node"},
+    "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "service-tunnel:nodes"}],
+}
+
+
+def install(control: ControlPlane) -> None:
+    """Exactly the rights that an installation has; and an account with those of both roles, for `run` by hand."""
+    control.apply(BOTH_ROLES)
+    for name in ("rbac", "admission"):
+        control.apply(*yaml.safe_load_all((PROJECT / "install" / "kubernetes" / "base" / f"{name}.yaml").read_text()))
+
+
+def control_at_router(cluster: Cluster, stack: ExitStack) -> ControlPlane:
+    """A control plane that every node of a testbed reaches, with the rights of an installation."""
+    cluster.router.run("ip", "link", "set", "lo", "up")
+    address = cluster.nodes["ingress1"].gateways[4]
+    programs = peers.ensure(peers.ETCD), peers.ensure(peers.KUBERNETES)
+    control = stack.enter_context(ControlPlane(*programs, cluster.router, address))
+    install(control)
+    return control
 
 
 class ClusterApi(ClusterObjects):
@@ -22,14 +55,14 @@ class ClusterApi(ClusterObjects):
 
     def __init__(self, control: ControlPlane) -> None:
         super().__init__()
-        self._control = control
+        self.control = control
 
     def stop_server(self) -> None:
         """As a crash does."""
-        self._control.stop("kube-apiserver", kill=True)
+        self.control.stop("kube-apiserver", kill=True)
 
     def start_server(self) -> None:
-        self._control.start_api()
+        self.control.start_api()
 
     @property
     def options(self) -> Sequence[str]:
@@ -38,7 +71,7 @@ class ClusterApi(ClusterObjects):
 
     def account(self, name: str) -> Sequence[str]:
         """Makes a helper one of `control_plane.ACCOUNTS`."""
-        return ("--kubeconfig", str(self._control.kubeconfig(name)))
+        return ("--kubeconfig", str(self.control.kubeconfig(name)))
 
     def _publish(self, key: Key, thing: Object) -> None:
         wanted = copy.deepcopy(thing)
@@ -51,14 +84,14 @@ class ClusterApi(ClusterObjects):
         status = wanted.pop("status", None)
         if wanted["kind"] == "Node":
             wanted["spec"].pop("podCIDR")  # one of the list, which the server wants to be the first itself
-        self._control.apply(wanted)
+        self.control.apply(wanted)
         if status is not None:
             # No server-side apply: a Node with two addresses of a type, as dual stack has, is too much for that.
             patch = ("--subresource=status", "--type=merge", f"--patch={json.dumps({'status': status})}")
-            self._control.kubectl("patch", *patch, *_named(key))
+            self.control.kubectl("patch", *patch, *_named(key))
 
     def _retract(self, key: Key) -> None:
-        self._control.kubectl("delete", *_named(key), "--force", "--grace-period=0")
+        self.control.kubectl("delete", *_named(key), "--force", "--grace-period=0")
 
 
 def _named(key: Key) -> tuple[str, ...]:

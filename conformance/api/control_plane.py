@@ -103,12 +103,17 @@ class ControlPlane:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def trust(self) -> Path:
+        """The certificate by which clients know the API server."""
+        return self._certificates / "apiserver.crt"
+
     def kubeconfig(self, account: str = ADMIN) -> Path:
         """A file by which a client inside the control plane's namespace is that account."""
         path = self.folder / f"{account}.kubeconfig"
         cluster = {
             "server": f"https://{self._address}:{self._port}",
-            "certificate-authority": str(self._certificates / "apiserver.crt"),
+            "certificate-authority": str(self.trust),
         }
         content = {
             "apiVersion": "v1",
@@ -125,8 +130,11 @@ class ControlPlane:
     def kubectl(self, *arguments: str, account: str = ADMIN, objects: Sequence[Mapping[str, Any]] = ()) -> str:
         """What kubectl prints; `objects` go to its stdin. Raises CommandFailed."""
         stdin = yaml.safe_dump_all(objects) if objects else None
-        command = (self._programs["kubectl"], f"--kubeconfig={self.kubeconfig(account)}", *arguments)
-        return self.host.run(*command, input=stdin).stdout
+        return self.host.run(*self.kubectl_command(*arguments, account=account), input=stdin).stdout
+
+    def kubectl_command(self, *arguments: str, account: str = ADMIN) -> tuple[str, ...]:
+        """The command line of it, for the control plane's namespace."""
+        return (self._programs["kubectl"], f"--kubeconfig={self.kubeconfig(account)}", *arguments)
 
     def apply(self, *objects: Mapping[str, Any]) -> None:
         self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", objects=objects)
@@ -142,7 +150,7 @@ class ControlPlane:
         request = urllib.request.Request(url, json.dumps(patch).encode(), headers, method="PATCH")
 
         def send() -> str:
-            trusted = ssl.create_default_context(cafile=self._certificates / "apiserver.crt")
+            trusted = ssl.create_default_context(cafile=self.trust)
             try:
                 urllib.request.urlopen(request, context=trusted, timeout=10).close()
             except urllib.error.HTTPError as error:

@@ -7,10 +7,7 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
-from conformance import peers
-from conformance.api.cluster_api import ClusterApi
-from conformance.api.conftest import install
-from conformance.api.control_plane import ControlPlane
+from conformance.api.cluster_api import ClusterApi, control_at_router
 from tests.testbed import traffic
 from tests.testbed.cluster import CLIENT, Cluster
 from tests.testbed.cni import PluginFailed, Pod
@@ -38,16 +35,6 @@ class ByRoles(Scene):
         if (running := self.helpers.get(name)) is None or running.process.poll() is not None:
             found[name] = Helper(self, node, [*self._options, *node_role], name)
         return found
-
-
-def control_at_router(cluster: Cluster, stack: ExitStack) -> ControlPlane:
-    """A control plane that every node of a testbed reaches, with the rights of an installation."""
-    cluster.router.run("ip", "link", "set", "lo", "up")
-    address = cluster.nodes["ingress1"].gateways[4]
-    programs = peers.ensure(peers.ETCD), peers.ensure(peers.KUBERNETES)
-    control = stack.enter_context(ControlPlane(*programs, cluster.router, address))
-    install(control)
-    return control
 
 
 @pytest.fixture(scope="module", params=["folder", "API server", "API server, roles apart"])

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from conformance.api.cluster_api import ClusterApi
+from conformance.api.cluster_api import ClusterApi, control_at_router
 from conformance.api.control_plane import ControlPlane
-from conformance.api.test_behaviour import control_at_router
 from tests.testbed import traffic
 from tests.testbed.cluster import CLIENT, Cluster
 from tests.testbed.cni import Pod

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from conformance import peers
-from conformance.api.cluster_api import ClusterApi
+from conformance.api.cluster_api import ClusterApi, control_at_router
 from conformance.api.control_plane import ControlPlane
-from conformance.api.test_behaviour import control_at_router
 from tests.testbed import packets, traffic
 from tests.testbed.cluster import CLIENT, Cluster, Node, NodeSpec
 from tests.testbed.namespaces import TestbedError

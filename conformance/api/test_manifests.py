@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from conformance.api.conftest import PROJECT
+from conformance.api.cluster_api import PROJECT
 from conformance.api.control_plane import ControlPlane
 
 MANIFESTS = PROJECT / "install" / "kubernetes"

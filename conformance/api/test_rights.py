@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cni_plugin.netns import entered
-from conformance.api.conftest import PROJECT
+from conformance.api.cluster_api import PROJECT
 from conformance.api.control_plane import ControlPlane
 from conformance.api.test_source import WEB, Followed, endpoint_slice, service
 from node_helper.api import Api, ApiError

@@ -24,7 +24,7 @@ def main() -> None:
         hosts = [stage.machines.client, stage.machines.router, *(node.host for node in stage.machines.nodes.values())]
         for host in hosts:
             write(folder / host.name, *host.command())
-        write(folder / "kubectl", *stage.control.host.command(*stage.kubectl_command()))
+        write(folder / "kubectl", *stage.control.host.command(*stage.control.kubectl_command()))
         print(
             f"{folder}/kubectl get pods -A; {folder}/node1 ip route; logs are in {folder}. Enter ends it.", flush=True
         )

@@ -74,8 +74,3 @@ class WholeControlPlane(ControlPlane):
             f"--authorization-kubeconfig={config}", "--leader-elect=false", "--bind-address=127.0.0.1",
             *flags, *(own if part == "kube-controller-manager" else ()),
         )  # fmt: skip
-
-    @property
-    def trust(self) -> Path:
-        """The certificate by which clients know the API server."""
-        return self._certificates / "apiserver.crt"

@@ -1,4 +1,4 @@
-"""The process that holds one machine: `python keeper.py JSON`, started by `machine.Machine`.
+"""The process that holds one machine: `python -m conformance.cluster.keeper JSON`, started by `machine.Machine`.
 
 It stays outside of what it holds. The machine's file system is a tmpfs in this process' mount namespace; the machine's
 first process, in namespaces of all kinds, is its grandchild. When standard input ends, that is when the process that
@@ -19,18 +19,23 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-CLONE_NEWNS = 0x00020000
+from tests.testbed.holder import (
+    CLONE_NEWNET,
+    CLONE_NEWNS,
+    MNT_DETACH,
+    MS_BIND,
+    MS_PRIVATE,
+    MS_REC,
+    MS_SHARED,
+    check,
+    mount,
+)
+from tests.testbed.namespaces import PR_SET_PDEATHSIG
+
 CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
 CLONE_NEWPID = 0x20000000
-CLONE_NEWNET = 0x40000000
-MS_BIND = 4096
-MS_REC = 16384
-MS_PRIVATE = 1 << 18
-MS_SHARED = 1 << 20
-MNT_DETACH = 2
-PR_SET_PDEATHSIG = 1
 CGROUPS = Path("/sys/fs/cgroup")
 INMATES = "inmates"
 CONTROLLERS = ("cpuset", "cpu", "io", "memory", "pids")
@@ -41,17 +46,6 @@ OWN_FOLDERS = ("opt", "var/lib", "var/log", "var/tmp")
 """Of the machine alone, and empty at first; /etc is a layer above the outer machine's."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _check(result: int, what: str) -> None:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
-
-
-def _mount(source: str, target: Path | str, kind: str, flags: int = 0, options: str = "") -> None:
-    arguments = (source.encode(), str(target).encode(), kind.encode(), flags, options.encode())
-    _check(_libc.mount(*arguments), f"mount of {kind or source} on {target}")
 
 
 def hierarchies() -> dict[str, Path]:
@@ -132,15 +126,15 @@ def enter_cgroups(name: str) -> None:
     """With a cgroup namespace whose root they are."""
     for folder in own_cgroups(name):
         (folder / "cgroup.procs").write_text("0")
-    _check(_libc.unshare(CLONE_NEWCGROUP), "unshare")
+    check(_libc.unshare(CLONE_NEWCGROUP), "unshare")
     for file in entrances(name):
         file.write_text("0")
 
 
 def make_disk() -> None:
-    _check(_libc.unshare(CLONE_NEWNS), "unshare")
-    _mount("none", "/", "", MS_REC | MS_PRIVATE)
-    _mount("tmpfs", DISK, "tmpfs", options="mode=755")
+    check(_libc.unshare(CLONE_NEWNS), "unshare")
+    mount("none", "/", "", MS_REC | MS_PRIVATE)
+    mount("tmpfs", DISK, "tmpfs", options="mode=755")
     for folder in (*OWN_FOLDERS, "etc", "work"):
         (DISK / folder).mkdir(parents=True)
 
@@ -148,30 +142,28 @@ def make_disk() -> None:
 def mount_everything(wanted: dict[str, Any]) -> None:
     """In the machine's namespaces: what its programs see."""
     cgroups = hierarchies()
-    _mount("none", "/", "", MS_REC | MS_SHARED)  # as systemd has it; runtimes and kubelet want it so
-    _mount("proc", "/proc", "proc")
-    _check(
-        _libc.umount2(b"/sys", MNT_DETACH), "unmounting /sys"
-    )  # who looks for cgroups would find the outer ones, too
-    _mount("sysfs", "/sys", "sysfs")
+    mount("none", "/", "", MS_REC | MS_SHARED)  # as systemd has it; runtimes and kubelet want it so
+    mount("proc", "/proc", "proc")
+    check(_libc.umount2(b"/sys", MNT_DETACH), "unmounting /sys")  # who looks for cgroups would find the outer ones, too
+    mount("sysfs", "/sys", "sysfs")
     if "unified" in cgroups:
-        _mount("cgroup2", CGROUPS, "cgroup2")
+        mount("cgroup2", CGROUPS, "cgroup2")
     else:
-        _mount("tmpfs", CGROUPS, "tmpfs", options="mode=755")
+        mount("tmpfs", CGROUPS, "tmpfs", options="mode=755")
         for options, place in cgroups.items():
             place.mkdir()
-            _mount("cgroup", place, "cgroup", options=options)
+            mount("cgroup", place, "cgroup", options=options)
         # What has no hierarchy is listed as if it were there, and CRI-O believes it.
         heading, *lines = Path("/proc/cgroups").read_text().splitlines()
         listed = DISK / "cgroups"
         listed.write_text("\n".join([heading, *(line for line in lines if line.split()[1] != "0")]) + "\n")
-        _mount(str(listed), "/proc/cgroups", "", MS_BIND)
-    _mount("tmpfs", "/run", "tmpfs", options="mode=755")
+        mount(str(listed), "/proc/cgroups", "", MS_BIND)
+    mount("tmpfs", "/run", "tmpfs", options="mode=755")
     for folder in ("/run/lock", "/run/netns", "/run/tmp"):
         os.mkdir(folder)
     for name in OWN_FOLDERS:
-        _mount(str(DISK / name), f"/{name}", "", MS_BIND)
-    _mount("overlay", "/etc", "overlay", options=f"lowerdir=/etc,upperdir={DISK}/etc,workdir={DISK}/work")
+        mount(str(DISK / name), f"/{name}", "", MS_BIND)
+    mount("overlay", "/etc", "overlay", options=f"lowerdir=/etc,upperdir={DISK}/etc,workdir={DISK}/work")
     for path, text in wanted["files"].items():
         with suppress(FileNotFoundError):
             os.unlink(path)  # it may be a symlink
@@ -182,7 +174,7 @@ def mount_everything(wanted: dict[str, Any]) -> None:
         shown = Path("/run/shown") / key
         shown.parent.mkdir(exist_ok=True)
         shown.write_text(f"{value}\n")
-        _mount(str(shown), "/proc/sys/" + key.replace(".", "/"), "", MS_BIND)
+        mount(str(shown), "/proc/sys/" + key.replace(".", "/"), "", MS_BIND)
 
 
 def first_process(wanted: dict[str, Any], ready: int) -> None:
@@ -190,7 +182,7 @@ def first_process(wanted: dict[str, Any], ready: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whose parents have ended: nobody waits for them
     try:
         name = wanted["name"].encode()
-        _check(_libc.sethostname(name, len(name)), "sethostname")
+        check(_libc.sethostname(name, len(name)), "sethostname")
         mount_everything(wanted)
         for key, value in wanted["sysctls"].items():
             Path("/proc/sys/" + key.replace(".", "/")).write_text(f"{value}\n")
@@ -215,7 +207,7 @@ def boot(wanted: dict[str, Any]) -> tuple[int, int]:
         os.close(telling)
         enter_cgroups(wanted["cgroup"])
         kinds = CLONE_NEWNS | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID
-        _check(_libc.unshare(kinds), "unshare")
+        check(_libc.unshare(kinds), "unshare")
         first = os.fork()
         if first == 0:
             first_process(wanted, writing)

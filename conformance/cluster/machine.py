@@ -15,9 +15,8 @@ from pathlib import Path
 
 from conformance.cluster import keeper
 from tests.testbed.host import Host
-from tests.testbed.namespaces import Place, TestbedError
+from tests.testbed.namespaces import REPOSITORY, Place, TestbedError
 
-_KEEPER = Path(keeper.__file__)
 _KUBELETS_WISHES = {
     "vm.overcommit_memory": 1,
     "vm.panic_on_oom": 0,
@@ -49,7 +48,8 @@ class Machine(Host):
             },
         }
         self._holder = subprocess.Popen(
-            [sys.executable, "-ISE", str(_KEEPER), json.dumps(wanted)],
+            [sys.executable, "-sSE", "-m", keeper.__name__, json.dumps(wanted)],
+            cwd=REPOSITORY,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -16,6 +16,7 @@ from conformance.cluster.control import CLIENT_CERTIFICATE, POD_RANGES, WholeCon
 from conformance.cluster.machine import PROGRAM_PATH, Machine
 from conformance.cluster.runtimes import Runtime
 from tests.testbed.cluster import Node
+from tests.testbed.host import Host
 from tests.testbed.namespaces import TestbedError
 
 BIN, CONF = "/opt/cni/bin", "/etc/cni/net.d"
@@ -59,12 +60,9 @@ class Services:
 
     def configure(self, network: Mapping[str, Any]) -> None:
         """Writes every file that the programs read; `network`: what is in the folder of networks."""
-        for name in (BIN, CONF, STATIC_PODS, "/var/lib/kubelet", "/var/lib/kube-proxy"):
+        for name in (STATIC_PODS, "/var/lib/kubelet", "/var/lib/kube-proxy"):
             self.machine.path(name).mkdir(parents=True, exist_ok=True)
-        for program in peers.programs():
-            if program not in ("cnitool", "sequence"):
-                shutil.copy(peers.ensure() / program, self.machine.path(f"{BIN}/{program}"))
-        self._write(f"{CONF}/10-cluster.conflist", json.dumps(network, indent=2))
+        put_network(self.machine, network)
         for path, text in self.runtime.files.items():
             self.machine.path(path).parent.mkdir(parents=True, exist_ok=True)
             self._write(path, text)
@@ -178,6 +176,16 @@ class Services:
         for program, process in self._running.items():
             if process.poll() is not None:
                 raise TestbedError(f"{program} of {self.node.name} ended:\n{self.log(program).read_text()[-3000:]}")
+
+
+def put_network(machine: Host, network: Mapping[str, Any]) -> None:
+    """The reference plugins, and a network that runtimes find."""
+    for name in (BIN, CONF):
+        machine.path(name).mkdir(parents=True, exist_ok=True)
+    for program in peers.programs():
+        if program not in ("cnitool", "sequence"):
+            shutil.copy(peers.ensure() / program, machine.path(f"{BIN}/{program}"))
+    machine.path(f"{CONF}/10-cluster.conflist").write_text(json.dumps(network, indent=2))
 
 
 def _listens(path: str) -> bool:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from conformance import peers
-from conformance.cluster.node import BIN, CONF
+from conformance.cluster.node import put_network
 from conformance.cluster.programs import debians
 from conformance.cluster.runtimes import containers_files, library_path
 from install.image import PLUGIN
@@ -27,15 +25,9 @@ class Podman:
         self.machine = node.host
         self._root = root
         programs = debians()
-        for name in (BIN, CONF, "/etc/containers"):
-            self.machine.path(name).mkdir(parents=True, exist_ok=True)
-        for program in peers.programs():
-            shutil.copy(peers.ensure() / program, self.machine.path(f"{BIN}/{program}"))
-        files = {
-            **containers_files(),
-            f"{CONF}/10-cluster.conflist": json.dumps(bridge_chain(node.pod_cidrs)),
-        }
-        for path, text in files.items():
+        put_network(self.machine, bridge_chain(node.pod_cidrs))
+        self.machine.path("/etc/containers").mkdir(parents=True, exist_ok=True)
+        for path, text in containers_files().items():
             self.machine.path(path).write_text(text)
         command = (str(REPOSITORY / ".venv/bin/service-tunnel-install"), "install", f"--source={PLUGIN}")
         self.machine.run(*command, f"--tunnel={','.join(vips)}")

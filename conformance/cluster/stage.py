@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -131,8 +131,7 @@ class Stage:
         return found
 
     def ready(self, node: str) -> bool:
-        conditions = self.control.get("node", node).get("status", {}).get("conditions", [])
-        return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+        return _is_ready(self.control.get("node", node))
 
     def wait(self, condition: Callable[[], bool], awaited: str, seconds: float = PATIENCE) -> None:
         """Until the condition holds; what kubectl refuses meanwhile does not matter. Raises TestbedError."""
@@ -165,11 +164,7 @@ class Stage:
 
     def ready_pods(self, selector: str) -> list[str]:
         """The names of those that kubelet calls ready."""
-        return [
-            pod["metadata"]["name"]
-            for pod in self.pods(selector)
-            if any(one["type"] == "Ready" and one["status"] == "True" for one in pod["status"].get("conditions", ()))
-        ]
+        return [pod["metadata"]["name"] for pod in self.pods(selector) if _is_ready(pod)]
 
     def exec(self, pod: str, *command: str, container: str = "", namespace: str = "default") -> str:
         chosen = ("-c", container) if container else ()
@@ -202,23 +197,22 @@ class Stage:
         self.tell("the project is taken away")
 
     def rolled_out(self, what: str, namespace: str = "default", seconds: float = PATIENCE) -> None:
-        command = self.kubectl_command("rollout", "status", what, "-n", namespace, f"--timeout={seconds:.0f}s")
+        command = self.control.kubectl_command("rollout", "status", what, "-n", namespace, f"--timeout={seconds:.0f}s")
         try:
             self.control.host.run(*command, timeout=seconds + 30)
         except CommandFailed as error:
             raise TestbedError(f"{error}\n{self.picture()}") from None
 
-    def kubectl_command(self, *arguments: str) -> Sequence[str]:
-        return (
-            str(peers.ensure(peers.KUBERNETES) / "kubectl"),
-            f"--kubeconfig={self.control.kubeconfig()}",
-            *arguments,
-        )
-
     def own_pods(self, component: str) -> dict[str, str]:
         """The names of the project's pods by node."""
         found = self.pods(f"app.kubernetes.io/component={component}", NAMESPACE)
         return {pod["spec"]["nodeName"]: pod["metadata"]["name"] for pod in found}
+
+
+def _is_ready(thing: Object) -> bool:
+    """Of a Node or a Pod."""
+    conditions = thing.get("status", {}).get("conditions", ())
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
 
 def _sweep() -> None:

@@ -14,7 +14,7 @@ from node_helper.kernel import bulk, ipsets, senders, xtables
 from node_helper.kernel.base_chains import BaseChains
 from node_helper.kernel.commands import CommandFailed
 from node_helper.kernel.notices import News
-from node_helper.kernel.places import LINK_PREFIX, MAIN, SECOND, Place, has_link
+from node_helper.kernel.places import LINK_PREFIX, MAIN, PLACES, Place, has_link
 from node_helper.kernel.sysctl import BorrowedSysctls, loosen, loosened
 from node_helper.plan.cover import Covers, covered, covers
 from node_helper.plan.state import ANNOUNCED, FORWARDED, HostFacts, HostWanted, Senders
@@ -110,7 +110,7 @@ class Host:
             if self.chain_trouble and not covered(vip, self._covers):
                 continue
             source = facts.address(6 if ":" in vip else 4)
-            if not self._is(present.get(vip, []), protocol, mtu, source):
+            if not self._is_as_wanted(present.get(vip, []), protocol, mtu, source):
                 put[vip] = self._vip_route(vip, protocol, mtu, self._link, source)
         alike: dict[tuple[int, int, int], list[str]] = {}
         for vip, route in put.items():
@@ -190,7 +190,7 @@ class Host:
         Only VIPs that they do not heed yet have to wait: their packets would be dropped by others' rules.
         """
         try:
-            links = [place.host_device for place in (MAIN, SECOND) if place is MAIN or has_link(place)]
+            links = [place.host_device for place in PLACES if place is MAIN or has_link(place)]
             changed = xtables.ensure_host_chains(heeded, self._base_chains.before, links)
         except CommandFailed as error:
             self.chain_trouble = str(error)
@@ -255,7 +255,7 @@ class Host:
             source=source,
         )
 
-    def _is(self, present: list[rtnl.Route], protocol: int, mtu: int, source: str) -> bool:
+    def _is_as_wanted(self, present: list[rtnl.Route], protocol: int, mtu: int, source: str) -> bool:
         """Where a VIP has one route, only these can differ from what we put: its destination goes with the VIP."""
         if len(present) != 1:
             return False

@@ -9,13 +9,11 @@ to the front, and its header says UDP. Pods' kernels look no further. (IPv4's ro
 
 from __future__ import annotations
 
-import zlib
-
 from cni_plugin.netlink import nftables as nft
+from node_helper.kernel import own_table
+from node_helper.kernel.own_table import TABLE
 
-TABLE = "svctun"
 _CHAIN = "quotes"
-_RAW = -300
 _QUOTE = 8
 """Where the quoted packet begins, counted from ICMP's header on."""
 _PROTOCOL, _FRAGMENT, _PORTS = _QUOTE + 6, _QUOTE + 40, _QUOTE + 48
@@ -26,21 +24,15 @@ _CHECKSUM = 2
 
 def ensure() -> None:
     """The rule in the namespace of this thread, as it is here. Raises NetlinkError."""
-    rule = _rule()
-    fingerprint = f"{TABLE}-{zlib.crc32(rule):08x}".encode()
+    chain = nft.add_chain(TABLE, _CHAIN, "filter", nft.PREROUTING, own_table.BEFORE_ALL)
     with nft.open_socket() as netfilter:
-        if nft.table_userdata(netfilter, TABLE) == fingerprint and nft.count_rules(netfilter, TABLE) == 1:
-            return
-        table = nft.add_table(TABLE, fingerprint)
-        content = nft.add_chain(TABLE, _CHAIN, "filter", nft.PREROUTING, _RAW), nft.add_rule(TABLE, _CHAIN, rule)
-        nft.commit(netfilter, [table, nft.delete_table(TABLE), table, *content])
+        own_table.ensure(netfilter, nft.INET, [chain, nft.add_rule(TABLE, _CHAIN, _rule())], 1, {})
 
 
 def remove() -> None:
     """Takes the rule away, where it is. Raises NetlinkError."""
     with nft.open_socket() as netfilter:
-        if nft.table_userdata(netfilter, TABLE) is not None:
-            nft.commit(netfilter, [nft.delete_table(TABLE)])
+        own_table.remove(netfilter, nft.INET)
 
 
 def _rule() -> bytes:

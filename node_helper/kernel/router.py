@@ -71,7 +71,7 @@ class Router:
         """
         self._news = news
         self._kept = kept
-        self._place = place
+        self.place = place
         self.path = str(_NETNS_FOLDER / place.namespace)
         self._socket: Socket | None = None
         self._fingerprints: Fingerprints | None = None
@@ -95,11 +95,11 @@ class Router:
 
     def stands(self) -> bool:
         """The namespace is there, and the host has a link to it: it is, or was, a router."""
-        return self.exists() and has_link(self._place)
+        return self.exists() and has_link(self.place)
 
     def is_of_this_layout(self, host: Socket) -> bool:
         """The router that stands was built by a helper that lays it out as this one does."""
-        return self.stands() and rtnl.link_alias(host, self._place.host_device) == f"{_MARK}{LAYOUT}"
+        return self.stands() and rtnl.link_alias(host, self.place.host_device) == f"{_MARK}{LAYOUT}"
 
     def remains(self) -> bool:
         """There is something that `remove` would take away."""
@@ -111,7 +111,7 @@ class Router:
             return False
         if os.path.lexists(self.path):
             os.unlink(self.path)
-        run(["ip", "netns", "add", self._place.namespace])
+        run(["ip", "netns", "add", self.place.namespace])
         return True
 
     def ensure(self, host: Socket, wanted: RouterWanted, full: bool = True) -> bool:
@@ -159,12 +159,12 @@ class Router:
         """Deletes the namespace with all in it, and the link; one that is kept is emptied. Quiet without one."""
         self.close()
         for link in rtnl.dump_links(host):
-            if link.name == self._place.host_device:
+            if link.name == self.place.host_device:
                 host.run(rtnl.delete_link(link.index, link.name))
         if self._kept:
             self._empty()
         elif self.exists():
-            run(["ip", "netns", "delete", self._place.namespace])
+            run(["ip", "netns", "delete", self.place.namespace])
         elif os.path.lexists(self.path):
             os.unlink(self.path)
 
@@ -213,16 +213,16 @@ class Router:
     def _ensure_link(self, host: Socket) -> bool:
         present = {link.name for link in rtnl.dump_links(self._route)}
         on_host = {link.name: link for link in rtnl.dump_links(host)}
-        if ROUTER_DEVICE in present and self._place.host_device in on_host:
+        if ROUTER_DEVICE in present and self.place.host_device in on_host:
             return False
-        if self._place.host_device in on_host:
-            host.run(rtnl.delete_link(on_host[self._place.host_device].index, self._place.host_device))
+        if self.place.host_device in on_host:
+            host.run(rtnl.delete_link(on_host[self.place.host_device].index, self.place.host_device))
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            host.run(rtnl.add_veth(self._place.host_device, ROUTER_DEVICE, descriptor, LINK_MTU))
+            host.run(rtnl.add_veth(self.place.host_device, ROUTER_DEVICE, descriptor, LINK_MTU))
         finally:
             os.close(descriptor)
-        host.run(rtnl.set_alias(socket.if_nametoindex(self._place.host_device), f"{_MARK}{LAYOUT}"))
+        host.run(rtnl.set_alias(socket.if_nametoindex(self.place.host_device), f"{_MARK}{LAYOUT}"))
         return True
 
     def _ensure_sysctls(self) -> None:
@@ -243,9 +243,9 @@ class Router:
         present = {(found.link, found.address) for found in rtnl.dump_addresses(route)}
         keep = set(wanted.addresses) | {"127.0.0.1", "::1"}
         for version in wanted.ip_versions:
-            if (host0, self._place.router_link[version]) not in present:
+            if (host0, self.place.router_link[version]) not in present:
                 message = rtnl.add_address(
-                    self._place.router_link[version], host0, ROUTER_DEVICE, prefix=LINK_PREFIX[version]
+                    self.place.router_link[version], host0, ROUTER_DEVICE, prefix=LINK_PREFIX[version]
                 )
                 messages.append(message)
         missing = [a for a in wanted.addresses if (lo, a) not in present]
@@ -261,7 +261,7 @@ class Router:
             if (
                 found is None
                 or anew
-                or (found.gateway, found.link, found.source) != (self._place.host_link[version], host0, source)
+                or (found.gateway, found.link, found.source) != (self.place.host_link[version], host0, source)
             ):
                 put.append(
                     rtnl.put_route(
@@ -270,7 +270,7 @@ class Router:
                             "default",
                             protocol=ANNOUNCED,
                             link=host0,
-                            gateway=self._place.host_link[version],
+                            gateway=self.place.host_link[version],
                             source=source,
                         )
                     )
@@ -386,7 +386,7 @@ class Router:
 
     def _put_hop(self, identifier: int, hop: Hop) -> Message:
         if hop.mode == MPLS:
-            link, gateway = self._links[ROUTER_DEVICE], self._place.host_link[hop.version]
+            link, gateway = self._links[ROUTER_DEVICE], self.place.host_link[hop.version]
             nexthop = rtnl.Nexthop(identifier, hop.version, link, gateway, "", "", hop.label, ANNOUNCED)
         else:
             device = device_of(hop.mode, 6 if ":" in hop.endpoint else 4)

@@ -14,19 +14,17 @@ devices by which pods are connected:
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Sequence
 from ipaddress import ip_address
 
 from cni_plugin.netlink import NetlinkError, Socket
 from cni_plugin.netlink import nftables as nft
 from cni_plugin.tunnel import VXLAN_GPE_PORT
+from node_helper.kernel import own_table
+from node_helper.kernel.own_table import TABLE
 from node_helper.kernel.places import PLACES
 from node_helper.plan.state import Senders
 
-TABLE = "svctun"
 _CHAIN = {nft.BRIDGE: "ports", nft.INET: "routed"}
-_RAW = -300
 _ETHERTYPE, _DEVICE, _KIND = 1, 6, 26
 """What `meta` yields: `protocol`, `iifname` and `iifkind`."""
 _NODES = {4: "nodes4", 6: "nodes6"}
@@ -53,32 +51,17 @@ def remove() -> None:
     """Takes the tables away. Raises NetlinkError."""
     with nft.open_socket() as netfilter:
         for family in _CHAIN:
-            if nft.table_userdata(netfilter, TABLE, family) is not None:
-                nft.commit(netfilter, [nft.delete_table(TABLE, family)])
+            own_table.remove(netfilter, family)
 
 
 def _ensure(netfilter: Socket, family: int, wanted: Senders) -> None:
     chain, elements, rules = _CHAIN[family], _elements(family, wanted), _rules(family)
     content = [
         *(nft.add_set(TABLE, name, number, (_SETS[name],), family=family) for number, name in enumerate(elements, 1)),
-        nft.add_chain(TABLE, chain, "filter", nft.PREROUTING, _RAW, family=family),
+        nft.add_chain(TABLE, chain, "filter", nft.PREROUTING, own_table.BEFORE_ALL, family=family),
         *(nft.add_rule(TABLE, chain, rule, family=family) for rule in rules),
     ]
-    fingerprint = f"{TABLE}-{zlib.crc32(b''.join([message.body for message in content])):08x}".encode()
-    if nft.table_userdata(netfilter, TABLE, family) == fingerprint and _is_whole(netfilter, family, elements, rules):
-        return
-    for name, keys in elements.items():
-        content += nft.add_elements(TABLE, name, [(key, b"") for key in sorted(keys)], family)
-    # One transaction: no packet meets half a table. It begins with one to delete, whether or not there is one.
-    table = nft.add_table(TABLE, fingerprint, family)
-    nft.commit(netfilter, [table, nft.delete_table(TABLE, family), table, *content])
-
-
-def _is_whole(netfilter: Socket, family: int, elements: dict[str, set[bytes]], rules: Sequence[bytes]) -> bool:
-    """Nobody took rules or elements out or put others in."""
-    return nft.count_rules(netfilter, TABLE, family) == len(rules) and all(
-        {key for key, _ in nft.dump_elements(netfilter, TABLE, name, family)} == keys for name, keys in elements.items()
-    )
+    own_table.ensure(netfilter, family, content, len(rules), elements)
 
 
 def _elements(family: int, wanted: Senders) -> dict[str, set[bytes]]:

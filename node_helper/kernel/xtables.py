@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from node_helper.kernel import ipsets
 from node_helper.kernel.commands import run
+from node_helper.kernel.places import MAIN
 from node_helper.plan.cover import Covers
 from node_helper.plan.state import MARK, RouterWanted
 
@@ -99,7 +100,7 @@ def _host_rules(version: int, covers: Covers, links: Sequence[str]) -> dict[tupl
 def ensure_host_chains(
     covers: Covers,
     before: Callable[[int, str, str], None] = lambda *_: None,
-    links: Sequence[str] = ("svctun",),
+    links: Sequence[str] = (MAIN.host_device,),
 ) -> bool:
     """NOTRACK and FORWARD chains, called first; the sets that they name must exist. Raises CommandFailed.
 

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from conformance.api.cluster_api import ClusterApi
-from conformance.api.test_behaviour import control_at_router
+from conformance.api.cluster_api import ClusterApi, control_at_router
 from tests.bench.figures import Figure, alone
 from tests.bench.progress import Tell
 from tests.testbed.cluster import Cluster, NodeSpec
@@ -40,11 +39,9 @@ def measure(wanted: Sequence[str], runs: int, tell: Tell) -> Iterator[Figure]:
     services, quiet = (SERVICES // SHARE, 60.0) if runs >= 50 else (4, 0.2)
     samples: dict[str, list[float]] = {name: [] for name in FIGURES}
     with ExitStack() as stack:
-        controls = []
 
         def api(cluster: Cluster) -> ClusterApi:
             control = control_at_router(cluster, stack)
-            controls.append(control)
             tell(f"a cluster with {services} Services in a real API server")
             for part in _parts(services):
                 control.apply(*part)
@@ -67,13 +64,13 @@ def measure(wanted: Sequence[str], runs: int, tell: Tell) -> Iterator[Figure]:
                 read = (_received(host) - before) / 2**20
                 samples[f"watched-{role}"].append(read * SERVICES / services)
                 before = _received(host)
-                controls[0].apply(*[_slice(number, away=1) for number in range(services)])
+                scene.objects.control.apply(*[_slice(number, away=1) for number in range(services)])
                 _rest(host)
                 samples[f"watched-{role}-change"].append((_received(host) - before) / services)
                 before, began = _received(host), time.monotonic()
                 time.sleep(quiet)
                 samples[f"watched-{role}-quiet"].append((_received(host) - before) / (time.monotonic() - began))
-                controls[0].apply(*[_slice(number, away=-1) for number in range(services)])
+                scene.objects.control.apply(*[_slice(number, away=-1) for number in range(services)])
                 helper.stop()
     for name in wanted:
         unit = "B" if name.endswith("change") else "B/s" if name.endswith("quiet") else "MiB"

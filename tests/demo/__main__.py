@@ -24,7 +24,7 @@ from tests.demo.story import Size, Story
 from tests.demo.telling import Teller, listed, table
 from tests.kernel_features import lacking
 from tests.testbed.cni import REFERENCE_PLUGINS, plugin_binary
-from tests.testbed.namespaces import REPOSITORY, TestbedError
+from tests.testbed.namespaces import ENDING, REPOSITORY, TestbedError
 from tests.testbed.scene import Scene
 
 FOR_SLOW_MACHINES = Size(flows=1000, connections=40, single=20, interval=1.0, patience=30.0, timeout=10.0)
@@ -36,7 +36,6 @@ VM_PATIENCE = 400
 """Seconds until a condition counts as failed there; emulated on a busy machine, a helper has taken 100 to start."""
 NOT_AS_EXPECTED, CANNOT = 1, 2
 """Exit statuses."""
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
@@ -118,7 +117,7 @@ def _in_the_vm(needed: list[str], chosen: argparse.Namespace) -> int:
 def _show(lacking_modes: tuple[str, ...], kept: KeptDemo | None, *, brief: bool) -> int:
     """Builds, plays, takes down or keeps; `lacking_modes` are those that this kernel has not."""
     teller = Teller()
-    for number in _SIGNALS:
+    for number in ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
             signal.signal(number, _interrupt)
     scene, advice = None, ""
@@ -163,7 +162,7 @@ def _interrupt(number: int, _frame: FrameType | None) -> NoReturn:
 
 def _ignore_signals() -> None:
     """From here on everything is taken down or kept, which must not be interrupted; it takes a second or two."""
-    for number in _SIGNALS:
+    for number in ENDING:
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -35,39 +35,39 @@ IFF_UP = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _check(result: int, what: str) -> None:
+def check(result: int, what: str) -> None:
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
-def _mount(source: str, target: str, kind: str, flags: int = 0, options: str = "") -> None:
-    arguments = (source.encode(), target.encode(), kind.encode(), flags, options.encode())
-    _check(_libc.mount(*arguments), f"mount of {kind or source} on {target}")
+def mount(source: str, target: str | os.PathLike[str], kind: str, flags: int = 0, options: str = "") -> None:
+    arguments = (source.encode(), os.fsencode(target), kind.encode(), flags, options.encode())
+    check(_libc.mount(*arguments), f"mount of {kind or source} on {target}")
 
 
 def make_namespaces() -> None:
     """New network and mount namespaces, in which the folders that a node writes to are its own."""
-    _check(_libc.unshare(CLONE_NEWNS | CLONE_NEWNET), "unshare")
-    _mount("none", "/", "", MS_REC | MS_PRIVATE)
-    _mount("sysfs", "/sys", "sysfs")
-    _mount("tmpfs", "/run", "tmpfs", options="mode=755")
+    check(_libc.unshare(CLONE_NEWNS | CLONE_NEWNET), "unshare")
+    mount("none", "/", "", MS_REC | MS_PRIVATE)
+    mount("sysfs", "/sys", "sysfs")
+    mount("tmpfs", "/run", "tmpfs", options="mode=755")
     os.mkdir("/run/lock")
     os.mkdir("/run/netns")
     # What iproute2 does at its first `ip netns add`. Done later, the names made before would be mounted
     # twice, and unmounting them would leave the namespaces alive.
-    _mount("/run/netns", "/run/netns", "", MS_BIND | MS_REC)
-    _mount("none", "/run/netns", "", MS_REC | MS_SHARED)
+    mount("/run/netns", "/run/netns", "", MS_BIND | MS_REC)
+    mount("none", "/run/netns", "", MS_REC | MS_SHARED)
     os.makedirs("/run/node/upper")
     os.makedirs("/run/node/work")
     # /var/lib/cni and the like may not exist, and are not to be made on the machine's own file system.
     try:
         layers = "lowerdir=/var/lib,upperdir=/run/node/upper,workdir=/run/node/work"
-        _mount("overlay", "/var/lib", "overlay", options=layers)
+        mount("overlay", "/var/lib", "overlay", options=layers)
     except OSError:
         # A kernel without overlay: nothing of what the machine has there is needed on a node.
-        _mount("tmpfs", "/var/lib", "tmpfs", options="mode=755")
-    _mount("tmpfs", "/var/log", "tmpfs", options="mode=755")
+        mount("tmpfs", "/var/lib", "tmpfs", options="mode=755")
+    mount("tmpfs", "/var/log", "tmpfs", options="mode=755")
 
 
 def loopback_up() -> None:
@@ -107,7 +107,7 @@ def kill_inmates() -> None:
 
 def remove_name(name: str, outside: int, root: int) -> None:
     """Take the namespace's name off the machine, which is seen from the outer mount namespace only."""
-    _check(_libc.setns(outside, CLONE_NEWNS), "setns")
+    check(_libc.setns(outside, CLONE_NEWNS), "setns")
     os.fchdir(root)
     os.chroot(".")
     path = f"/run/netns/{name}"

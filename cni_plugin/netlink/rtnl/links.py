@@ -69,13 +69,16 @@ def dump_links(socket: Socket) -> list[Link]:
 
 def link_named(socket: Socket, name: str) -> Link:
     """Raises NetlinkError ENODEV where there is no such device."""
-    return _link(socket.get(GET_LINK, bytes(16) + text(3, name) + _WITHOUT_COUNTERS, f"looking up device {name}"))
+    return _link(_answer(socket, name))
 
 
 def link_alias(socket: Socket, name: str) -> str:
     """The words that somebody has given a device; raises NetlinkError ENODEV where there is no such device."""
-    answer = socket.get(GET_LINK, bytes(16) + text(3, name) + _WITHOUT_COUNTERS, f"looking up device {name}")
-    return string(attributes(answer, 16).get(20, b""))
+    return string(attributes(_answer(socket, name), 16).get(20, b""))
+
+
+def _answer(socket: Socket, name: str) -> bytes:
+    return socket.get(GET_LINK, bytes(16) + text(3, name) + _WITHOUT_COUNTERS, f"looking up device {name}")
 
 
 def _link(answer: bytes) -> Link:
