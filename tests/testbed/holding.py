@@ -9,6 +9,7 @@ drives it from a test or the demo.
 from __future__ import annotations
 
 import json
+import os
 import random
 import selectors
 import socket
@@ -279,7 +280,10 @@ def main() -> None:
     vip, port, count, interval, *sources = sys.argv[1:]
     holder = _Holder(vip, int(port), float(interval))
     holder.open([sources[index % len(sources)] if sources else "" for index in range(int(count))])
-    holder.run()
+    try:
+        holder.run()
+    except BrokenPipeError:  # whoever started it has gone meanwhile, and wants to hear nothing, at its exit neither
+        os._exit(1)
 
 
 if __name__ == "__main__":
