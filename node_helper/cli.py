@@ -131,6 +131,8 @@ def _endpoint(_: click.Context, __: click.Parameter, value: str | None) -> tuple
 @click.option("--namespace-kept", is_flag=True, help="The router's namespace is made by `keep-namespace`, not here.")
 @click.option("--sysctls", type=click.Path(path_type=Path), default=Path("/proc/sys/net"), show_default=True,
               help="Where /proc/sys/net is writable, in a container.")  # fmt: skip
+@click.option("--results", type=click.Path(path_type=Path), default=Settings.__dataclass_fields__["results"].default,
+              show_default=True, help="libcni's cache, from which older pods are taken on.")  # fmt: skip
 @click.option("--metrics", callback=_endpoint, metavar="ADDR:PORT", help="Serve Prometheus metrics there.")
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @click.option(
@@ -142,7 +144,8 @@ def run(
     socket_path: Path, run_dir: Path, state_dir: Path, mode: str, buckets: int, seed: int, drain_time: float,
     resync: float,
     vip_range: tuple[Any, ...], pod_range: tuple[Any, ...], service_range: tuple[Any, ...],
-    namespace_kept: bool, sysctls: Path, metrics: tuple[str, int] | None, log_format: str, log_level: str,
+    namespace_kept: bool, sysctls: Path, results: Path, metrics: tuple[str, int] | None, log_format: str,
+    log_level: str,
 ) -> None:  # fmt: skip
     """Keep this node as the Services want it, until told to stop."""
     from node_helper.daemon import Daemon
@@ -158,7 +161,7 @@ def run(
         run_dir=run_dir, state_dir=state_dir, mode=mode, buckets=buckets, seed=seed,
         drain_time=drain_time, resync=resync,
         vip_rules=VipRules(vip_range, manifests is None, pod_range, service_range, manifests is not None),
-        namespace_kept=namespace_kept, metrics=metrics,
+        namespace_kept=namespace_kept, results=results, metrics=metrics,
     )  # fmt: skip
     look_for_sysctls_at(str(sysctls))
     try:
@@ -223,13 +226,19 @@ def show_trace(
 @click.option("--results", type=click.Path(path_type=Path), default=Path("/var/lib/cni/results"), show_default=True,
               help="libcni's cache of results.")  # fmt: skip
 def adopt(run_dir: Path, results: Path) -> None:
-    """Take on pods that are older than the installation, from the container runtime's CNI cache."""
-    from node_helper.adopt import adopt as records
+    """Take on all pods that are older than the installation, from the container runtime's CNI cache.
 
-    count = 0
-    for name, outcome in records(results, run_dir):
-        count += outcome == "adopted"
-        click.echo(f"{name}: {outcome}")
+    A running helper does so by itself for those that are to have tunnels; this says why one is not taken on.
+    """
+    from node_helper.adopt import adopt as adopt_all
+
+    try:
+        outcomes = adopt_all(results, run_dir)
+    except OSError as error:
+        raise click.ClickException(str(error)) from None
+    for outcome in outcomes:
+        click.echo(f"{outcome.name}: {outcome.text}")
+    count = sum(outcome.record is not None for outcome in outcomes)
     click.echo(f"{count} adopted; a running helper configures them at once")
 
 

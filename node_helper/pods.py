@@ -1,13 +1,14 @@
 """Keeps pods that already run as the Services want them, through this node's attachment records.
 
 The plugin configures a pod before its program starts; when a Service is annotated, changed or loses its
-annotation later, the same code (`cni_plugin.pod`) brings the running pod along.
+annotation later, the same code (`cni_plugin.pod`) brings the running pod along. Pods that are older than the
+installation have no record; those of which tunnels are wanted are adopted at the next full comparison.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import structlog
 from cni_plugin import attachment, leftovers, netns, pod, sharing
 from cni_plugin.attachment import Attachment
 from cni_plugin.tunnel import NOTHING, PodTunnels
+from node_helper.adopt import Outcome, adopt
 from node_helper.model import ObjectKey, Problem, Snapshot
 from node_helper.plan.attachments import bears_tunnels, find_pod, pod_tunnels
 from node_helper.plan.handovers import Handovers
@@ -41,8 +43,12 @@ class PodRound:
 class PodKeeper:
     """Goes through the attachment records and configures what differs."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, results: Path) -> None:
+        """`results`: libcni's cache, from which pods are adopted."""
         self._run_dir = str(run_dir)
+        self._results = results
+        self._not_adopted: Mapping[ObjectKey, str] = {}
+        """Pods without record at the last full look, with what the cache says of them."""
         self._unfinished: set[str] = set()
         """Records, by their file names, of pods that could not be configured: what they say is not yet so."""
 
@@ -62,12 +68,17 @@ class PodKeeper:
         """Configures pods whose wanted tunnels changed; with `full` compares every pod with its netns.
 
         With `full`, too, records of pods that ended without a DEL are removed, whatever state they are in: a
-        runtime that knows no GC would leave them until the next reboot.
+        runtime that knows no GC would leave them until the next reboot. And pods that lack one are adopted.
         """
         result = PodRound()
         records, unreadable = self.records()
         if full:
             records = [record for record in records if not self._forget_if_gone(record)]
+        bare = self._bare(services, index, snapshot, node, records)
+        if full:
+            adopted = self._adopt({pod for pod, _ in bare if not _ends(snapshot, pod)})
+            records += adopted
+            bare = _other_than(adopted, bare)
         result.attachments = len(records)
         result.problems += [Problem("File", ObjectKey("", "attachments"), "UnreadableRecord", t) for t in unreadable]
         interfaces = {(record.container, record.interface) for record in records}
@@ -91,10 +102,36 @@ class PodKeeper:
                     )
                     key = ObjectKey(record.namespace, record.name)
                     result.problems.append(Problem("Pod", key, "RecordNotWritten", message))
-        attached = {ObjectKey(record.namespace, record.name) for record in records}
-        bare = _bare_endpoints(services, snapshot, node) if snapshot.endpoints else _bare_pods(index, snapshot, node)
-        result.problems += [_without_record(pod, of, node) for pod, of in bare if pod not in attached]
+        result.problems += [_without_record(pod, of, node, self._not_adopted.get(pod, "")) for pod, of in bare]
         return result
+
+    @staticmethod
+    def _bare(
+        services: Sequence[TunnelService],
+        index: ServiceIndex,
+        snapshot: Snapshot,
+        node: str,
+        records: Iterable[Attachment],
+    ) -> list[tuple[ObjectKey, TunnelService]]:
+        """The node's pods that are to have tunnels and have no record, with a Service of each."""
+        found = _bare_endpoints(services, snapshot, node) if snapshot.endpoints else _bare_pods(index, snapshot, node)
+        return _other_than(records, found)
+
+    def _adopt(self, pods: Collection[ObjectKey]) -> list[Attachment]:
+        """The records that these pods have from now on; of the others is kept why not."""
+        self._not_adopted = {}
+        if not pods:
+            return []
+        try:
+            outcomes = adopt(self._results, Path(self._run_dir), pods)
+        except OSError as error:
+            self._not_adopted = dict.fromkeys(pods, f"not adopted: {error}")
+            return []
+        records = [outcome.record for outcome in outcomes if outcome.record is not None]
+        for record in records:
+            _log.info("took on a pod that is older than the installation", pod=f"{record.namespace}/{record.name}")
+        self._not_adopted = {pod: _why(pod, outcomes, self._results) for pod in pods}
+        return records
 
     @staticmethod
     def _wanted(record: Attachment, index: ServiceIndex, snapshot: Snapshot, handovers: Handovers) -> PodTunnels:
@@ -188,10 +225,29 @@ def _bare_pods(index: ServiceIndex, snapshot: Snapshot, node: str) -> Iterable[t
                 yield found.key, service
 
 
-def _without_record(pod_key: ObjectKey, service: TunnelService, node: str) -> Problem:
+def _other_than(
+    records: Iterable[Attachment], bare: Iterable[tuple[ObjectKey, TunnelService]]
+) -> list[tuple[ObjectKey, TunnelService]]:
+    attached = {ObjectKey(record.namespace, record.name) for record in records}
+    return [(pod_key, service) for pod_key, service in bare if pod_key not in attached]
+
+
+def _ends(snapshot: Snapshot, pod_key: ObjectKey) -> bool:
+    """Whether the pod's own DEL may be what took its record."""
+    found = snapshot.pods.get(pod_key)
+    return found is not None and found.terminating
+
+
+def _why(pod_key: ObjectKey, outcomes: Iterable[Outcome], results: Path) -> str:
+    told = [outcome.text for outcome in outcomes if outcome.pod == pod_key and outcome.record is None]
+    return "; ".join(told) or f"not adopted: {results} has no entry of it"
+
+
+def _without_record(pod_key: ObjectKey, service: TunnelService, node: str, why: str) -> Problem:
     message = (
         f"pod {pod_key}, an endpoint of Service {service.key}, has no attachment record on {node}: it was "
-        "started before the plugin was installed, so it gets no tunnel until `service-tunnel-helper adopt` "
-        "has run there or it is restarted"
+        "started before the plugin was installed, or its runtime does not use the plugin's chain. "
+        + (f"It is {why}. " if why else "It is looked for in libcni's cache at the next full comparison. ")
+        + "It gets no tunnel until it has one, or is restarted"
     )
     return Problem("Pod", pod_key, "NoAttachment", message)

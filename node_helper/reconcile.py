@@ -101,7 +101,7 @@ class Reconciler:
         )
         self._stored = TableReader(store)
         self._handovers = HandoverPlanner(settings.node)
-        self._pods = PodKeeper(settings.run_dir)
+        self._pods = PodKeeper(settings.run_dir, settings.results)
         self._present: RouterPresent | None = None
         self._ground: object = None
         self._comparisons = 0

@@ -48,5 +48,7 @@ class Settings:
     vip_rules: VipRules = field(default_factory=VipRules)
     namespace_kept: bool = False
     """The router's namespace is made and kept by another program (`node_helper.keeper`)."""
+    results: Path = Path("/var/lib/cni/results")
+    """libcni's cache of results, from which pods are adopted that are older than the installation."""
     metrics: tuple[str, int] | None = None
     """Address and port of the metrics' HTTP server."""

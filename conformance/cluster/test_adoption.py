@@ -6,29 +6,22 @@ from typing import Any
 
 from conformance.cluster.conftest import EARLY_VIPS
 from conformance.cluster.objects import PORT
-from conformance.cluster.runtimes import containerd_1_6
-from conformance.cluster.stage import KINDS, NAMESPACE, Stage
+from conformance.cluster.stage import NAMESPACE, Stage
 from tests.testbed import traffic
 from tests.testbed.cluster import CLIENT
 
 
 def test_pods_that_were_there_before_get_their_vips(stage: Stage, early: dict[str, dict[str, Any]], node: str) -> None:
-    """Without a restart, but for a runtime whose libcni does not note the network namespace, which is said."""
+    """By themselves and without a restart, whatever the node's libcni notes of them."""
     before = early[node]
     name = before["metadata"]["name"]
+    stage.wait(lambda: has(stage, name), f"{name} has its VIPs")
     said = adopt(stage, node)
-    if KINDS[node].runtime is containerd_1_6:
-        assert "this runtime's libcni does not note the network namespace: restart the pod" in said
-        assert not has(stage, name)
-        stage.kubectl("delete", "pod", name)
-        stage.rolled_out("deployment/early")
-        (new,) = (pod["metadata"]["name"] for pod in stage.pods("app=early") if pod["spec"]["nodeName"] == node)
-        assert has(stage, new)
-    else:
-        stage.wait(lambda: has(stage, name), f"{name} has its VIPs; adopt said:\n{said}")
-        (after,) = (pod for pod in stage.pods("app=early") if pod["metadata"]["name"] == name)
-        assert after["metadata"]["uid"] == before["metadata"]["uid"]
-        assert after["status"]["containerStatuses"] == before["status"]["containerStatuses"]
+    assert f"default/{name}: has a record already" in said and "0 adopted" in said
+    assert stage.own_pods("node")[node] not in said, "it is on the node's network"
+    (after,) = (pod for pod in stage.pods("app=early") if pod["metadata"]["name"] == name)
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert after["status"]["containerStatuses"] == before["status"]["containerStatuses"]
 
 
 def adopt(stage: Stage, node: str) -> str:

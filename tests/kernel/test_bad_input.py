@@ -8,7 +8,7 @@ import pytest
 
 from tests.testbed import traffic
 from tests.testbed.cluster import CLIENT
-from tests.testbed.cni import Pod
+from tests.testbed.cni import RESULTS, Pod
 from tests.testbed.scene import VIPS, Scene
 
 both_versions = pytest.mark.parametrize("version", [4, 6])
@@ -29,6 +29,8 @@ BAD_SERVICES = {
 }
 WITHOUT_PODS = ("no-endpoints",)
 """All others are before the pods of `web`: what is not refused would be served."""
+ASIDE = "/run/entry-of-a-stranger"
+"""Where an entry of libcni's cache is while nobody is to find it."""
 ACCEPTED = {4: {VIPS[4], "198.51.100.77", "198.51.100.80"}, 6: {VIPS[6]}}
 """The good Service's, the good member of a list, and that of an endpoint that is there, if without a tunnel."""
 
@@ -46,7 +48,8 @@ def scene() -> Iterator[Scene]:
         scene.add_pods([("worker1", "pod1"), ("worker2", "pod2")], {"app": "web"})
         chain = dict(scene.cluster.chain("worker1"))
         chain["plugins"] = [plugin for plugin in chain["plugins"] if plugin["type"] != "service-tunnel"]
-        scene.cluster.add_pod("worker1", "stranger", {"app": "stranger"}, chain=chain)
+        stranger = scene.cluster.add_pod("worker1", "stranger", {"app": "stranger"}, chain=chain)
+        scene.cluster.nodes["worker1"].host.run("mv", cached(stranger), ASIDE)
         scene.sync()
         scene.wait(lambda: len(problems(scene, "ingress1")) >= len(BAD_SERVICES), "problems")
         scene.wait(lambda: all(scene.announced(vip) for vip in VIPS.values()), "the good Service")
@@ -54,6 +57,11 @@ def scene() -> Iterator[Scene]:
         pods = [pod for pod in scene.cluster.pods if pod.labels["app"] == "web"]
         scene.wait(lambda: all(ACCEPTED[4] - {"198.51.100.80"} <= on_lo(pod, 4) for pod in pods), "the pods' VIPs")
         yield scene
+
+
+def cached(pod: Pod) -> str:
+    """The entry of a pod in libcni's cache."""
+    return f"{RESULTS}/testbed-{pod.attachment.container}-eth0"
 
 
 def on_lo(pod: Pod, version: int) -> set[str]:
@@ -111,6 +119,7 @@ def test_an_unreadable_file_is_named_and_the_others_go_on(scene: Scene) -> None:
 def test_an_endpoint_without_attachment_record_is_told_on_its_node(scene: Scene) -> None:
     found = problems(scene, "worker1")
     assert "restarted" in found["NoAttachment", "default/stranger"]
+    assert f"not adopted: {RESULTS} has no entry of it" in found["NoAttachment", "default/stranger"]
     assert ("NoAttachment", "default/stranger") not in problems(scene, "worker2")
 
 
@@ -141,7 +150,9 @@ def test_a_state_folder_that_cannot_be_written_is_told_and_stops_nothing(scene: 
 def test_a_pod_without_record_is_served_once_it_is_adopted(scene: Scene) -> None:
     pod = scene.cluster.nodes["worker1"].pods["stranger"]
     traffic.serve(pod)
-    said = scene.helper_command("worker1", "adopt")
+    with scene.helpers["worker1"].halted():  # else it may be faster than the command
+        scene.cluster.nodes["worker1"].host.run("mv", ASIDE, cached(pod))
+        said = scene.helper_command("worker1", "adopt")
     assert "default/stranger: adopted" in said and "default/pod1: has a record already" in said
     scene.wait(lambda: ("NoAttachment", "default/stranger") not in problems(scene, "worker1"), "the adopted pod")
     scene.cluster.announce("198.51.100.80")

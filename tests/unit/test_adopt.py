@@ -34,8 +34,9 @@ def adopted(tmp_path: Path, entry: object) -> str:
     results = tmp_path / "results"
     results.mkdir()
     (results / "pods-c1-eth0").write_text(json.dumps(entry))
-    ((_, outcome),) = adopt(results, tmp_path / "run")
-    return outcome
+    (outcome,) = adopt(results, tmp_path / "run", folders=[])
+    assert (outcome.record is not None) == (outcome.text == "adopted")
+    return outcome.text
 
 
 def test_a_pod_of_the_cache_gets_its_record(tmp_path: Path) -> None:
@@ -60,7 +61,8 @@ def test_what_is_no_pods_namespace_becomes_no_record(tmp_path: Path, path: str |
 @pytest.mark.parametrize(
     "entry",
     [[], None, {}, {"kind": "other"}, WHOLE | {"cniArgs": 7}, WHOLE | {"result": []}, WHOLE | {"cniArgs": []},
-     WHOLE | {"result": {"ips": [{"address": "x"}]}}, WHOLE | {"result": {"ips": 3}}],
+     WHOLE | {"result": {"ips": [{"address": "x"}]}}, WHOLE | {"result": {"ips": 3}},
+     WHOLE | {"result": {"interfaces": [3]}}, WHOLE | {"result": {"interfaces": 3}}],
 )  # fmt: skip
 def test_an_entry_of_another_form_is_passed_over_and_told(tmp_path: Path, entry: object) -> None:
     assert "not adopted" in adopted(tmp_path, entry)

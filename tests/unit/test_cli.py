@@ -208,7 +208,8 @@ def test_flags_become_settings(settings: list[Settings], tmp_path: Path) -> None
     flags = (
         "--roles ingress --ingress-selector node=tunnel,zone=a --mode gre --buckets 64 --seed 1 --resync 5 "
         "--drain-time 60 --vip-range 198.51.100.0/24=shop,web --vip-range 2001:db8::/32 --pod-range 10.244.0.0/16 "
-        "--service-range 10.96.0.0/12 --metrics [::1]:9100 --socket /s --run-dir /r --state-dir /t"
+        "--service-range 10.96.0.0/12 --metrics [::1]:9100 --socket /s --run-dir /r --state-dir /t "
+        "--results /c"
     )
     shown = call("run", "--manifests", tmp_path, "--node", "n1", *flags.split())
     assert shown.exit_code == 0, shown.output
@@ -223,7 +224,8 @@ def test_flags_become_settings(settings: list[Settings], tmp_path: Path) -> None
     )
     assert found.ingress_selector == (("node", "tunnel"), ("zone", "a"))
     assert found.metrics == ("::1", 9100)
-    assert (found.socket, found.run_dir, found.state_dir) == (Path("/s"), Path("/r"), Path("/t"))
+    folders = found.socket, found.run_dir, found.state_dir, found.results
+    assert folders == (Path("/s"), Path("/r"), Path("/t"), Path("/c"))
     assert found.vip_rules.ranges == (
         (ip_network("198.51.100.0/24"), frozenset({"shop", "web"})),
         (ip_network("2001:db8::/32"), frozenset()),
@@ -261,6 +263,7 @@ def test_every_flag_of_run_may_come_from_the_environment(settings: list[Settings
         "SVC_TUNNEL_SERVICE_RANGE": "10.96.0.0/12",
         "SVC_TUNNEL_NAMESPACE_KEPT": "true",
         "SVC_TUNNEL_SYSCTLS": "/proc/sys/net",
+        "SVC_TUNNEL_RESULTS": "/c",
         "SVC_TUNNEL_METRICS": "127.0.0.1:9100",
         "SVC_TUNNEL_LOG_FORMAT": "json",
         "SVC_TUNNEL_LOG_LEVEL": "debug",
@@ -275,7 +278,8 @@ def test_every_flag_of_run_may_come_from_the_environment(settings: list[Settings
     assert (found.node, found.roles, found.mode, found.buckets) == ("n2", frozenset({"node"}), "gre", 64)
     assert (found.seed, found.drain_time, found.resync) == (7, 8.0, 9.0)
     assert found.metrics == ("127.0.0.1", 9100)
-    assert (found.socket, found.run_dir, found.state_dir) == (Path("/s"), Path("/r"), Path("/t"))
+    folders = found.socket, found.run_dir, found.state_dir, found.results
+    assert folders == (Path("/s"), Path("/r"), Path("/t"), Path("/c"))
     assert [str(network) for network, _ in found.vip_rules.ranges] == ["198.51.100.0/24", "203.0.113.0/24"]
     assert [str(network) for network in found.vip_rules.pod_ranges] == ["10.244.0.0/16", "fd00:44::/48"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import ip_address
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from cni_plugin import attachment
+from cni_plugin import attachment, netns
 from cni_plugin.attachment import ADDING, READY, Attachment
 from cni_plugin.pod import PodError
 from cni_plugin.tunnel import GRE, NOTHING, HandOn, PodTunnels, Tunnel
@@ -35,7 +36,8 @@ class Node:
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
         attachment.ensure_directory(str(run_dir))
-        self.keeper = PodKeeper(run_dir)
+        self.results = run_dir / "results"
+        self.keeper = PodKeeper(run_dir, self.results)
         self.configured: list[tuple[str, str, PodTunnels]] = []
         self.had = NOTHING
         self.netns = {NETNS: (4, INODE)}
@@ -326,11 +328,81 @@ def test_an_endpoint_here_without_a_record_is_told_with_the_way_out(node: Node) 
     (problem,) = node.look(with_pod("old")).problems
     assert problem.reason == "NoAttachment"
     assert "pod shop/old, an endpoint of Service shop/web" in problem.message
-    assert "adopt" in problem.message
+    assert "libcni's cache at the next full comparison" in problem.message
+    (problem,) = node.look(with_pod("old"), full=True).problems
+    assert f"not adopted: {node.results} has no entry of it" in problem.message and "restarted" in problem.message
+    assert node.look(with_pod("old")).problems == [problem], "told once"
     assert node.look(with_pod("old", "elsewhere")).problems == []
     assert node.look(with_pod("done"), pods=(pod("done", finished=True),)).problems == []
     node.add("old")
     assert node.look(with_pod("old")).problems == []
+
+
+def cached(node: Node, name: str, **entry: object) -> None:
+    """An entry of libcni's cache, of a pod in a namespace that is really there: this process's."""
+    node.results.mkdir(exist_ok=True)
+    whole = {
+        "kind": "cniCacheV1", "containerId": name, "networkName": "pods", "ifName": "eth0",
+        "netns": "/proc/self/ns/net", "cniArgs": [["K8S_POD_NAMESPACE", "shop"], ["K8S_POD_NAME", name]],
+        "result": {"ips": [{"address": "10.244.2.1/24"}]}, **entry,
+    }  # fmt: skip
+    (node.results / f"pods-{name}-eth0").write_text(json.dumps(whole))
+
+
+@pytest.fixture
+def old(node: Node, monkeypatch: pytest.MonkeyPatch) -> Node:
+    """A node whose cache knows pods of which there are no records."""
+    monkeypatch.setattr(netns, "OWN", "/proc/self/ns/uts")
+    status = Path("/proc/self/ns/net").stat()
+    node.netns["/proc/self/ns/net"] = (status.st_dev, status.st_ino)
+    for name in ("web-1", "web-2"):
+        cached(node, name)
+    return node
+
+
+def test_an_older_pod_that_is_to_have_tunnels_is_adopted_at_a_full_look_and_configured_in_it(old: Node) -> None:
+    assert [problem.reason for problem in old.look(WEB, pods=(pod(),)).problems] == ["NoAttachment"]
+    result = old.look(WEB, pods=(pod(), pod("web-2", app="other")), full=True)
+    assert result.problems == [] and set(result.changed) == {"shop/web-1"}
+    record = old.record()
+    assert record is not None and record.tunnels == WANTED
+    assert old.record("web-2") is None, "nothing is wanted of it"
+    assert old.look(WEB, pods=(pod(),), full=True).attachments == 1
+
+
+@pytest.mark.parametrize(
+    "left",
+    [replace(pod(), terminating=True), replace(pod(), finished=True), replace(pod(), host_network=True)],
+    ids=["terminating", "finished", "on the node's network"],
+)
+def test_an_older_pod_that_ends_or_has_no_namespace_of_its_own_is_not_adopted(old: Node, left: Pod) -> None:
+    old.look(WEB, pods=(left,), full=True)
+    assert old.record() is None
+
+
+def test_a_pod_whose_record_went_because_it_ends_is_not_adopted(old: Node) -> None:
+    ending = replace(pod(), terminating=True)
+    served = service(endpoints=[replace(endpoint("10.244.2.1"), pod=ending.key)])
+    assert [problem.reason for problem in old.look(served, pods=(ending,), full=True).problems] == ["NoAttachment"]
+    assert old.record() is None
+
+
+def test_why_an_older_pod_is_not_adopted_is_told(old: Node) -> None:
+    cached(old, "web-1", netns="/never/was")
+    (problem,) = old.look(WEB, pods=(pod(),), full=True).problems
+    assert "not adopted: its network namespace: '/never/was' is not there" in problem.message
+    old.results.rename(old.results.with_name("away"))
+    old.results.write_text("")
+    (problem,) = old.look(WEB, pods=(pod(),), full=True).problems
+    assert "has no entry of it" in problem.message
+
+
+def test_a_record_that_cannot_be_written_ends_no_look(old: Node) -> None:
+    folder = Path(attachment.directory(str(old.run_dir)))
+    folder.rmdir()
+    folder.write_text("")
+    (problem,) = [one for one in old.look(WEB, pods=(pod(),), full=True).problems if one.reason == "NoAttachment"]
+    assert "Not a directory" in problem.message or "no folder" in problem.message
 
 
 def test_a_pod_here_without_a_record_is_told_where_no_endpoints_are_watched(node: Node) -> None:
