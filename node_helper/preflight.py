@@ -129,8 +129,9 @@ def _notrack() -> None:
 
 
 def _senders() -> None:
-    for refused in senders.ensure(Senders()):
-        raise refused
+    _, refused = senders.ensure(Senders())
+    for error in refused:
+        raise error
 
 
 def _pod_rules() -> None:

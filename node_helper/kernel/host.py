@@ -97,7 +97,10 @@ class Host:
     def refuse_forgeries(self, wanted: HostWanted, full: bool) -> list[NetlinkError]:
         """Keeps pods from sending what only nodes send; returns what the kernel does not let us do about it."""
         if full or self._senders is None or self._senders[0] != wanted.senders:
-            self._senders = wanted.senders, senders.ensure(wanted.senders)
+            changed, refused = senders.ensure(wanted.senders)
+            self._senders = wanted.senders, refused
+            if changed and self._news is not None:
+                self._news.pass_over_chains()
         return self._senders[1]
 
     def serve(self, wanted: HostWanted, facts: HostFacts) -> list[NetlinkError]:

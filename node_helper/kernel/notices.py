@@ -19,6 +19,7 @@ from threading import Lock
 from inotify_simple import INotify, flags
 
 from cni_plugin.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Socket, attributes, number, rtnl, string
+from node_helper.kernel import own_table, quotes, senders
 from node_helper.kernel.xtables import HOST_CHAINS
 from node_helper.plan.state import ANNOUNCED, FIRST_TABLE, FORWARDED
 
@@ -37,16 +38,20 @@ _RULES = (rtnl.NEW_RULE, rtnl.DEL_RULE)
 _NEXTHOPS = (rtnl.NEW_NEXTHOP, rtnl.DEL_NEXTHOP)
 _OURS = (ANNOUNCED, FORWARDED)
 _LAST_TABLE = FIRST_TABLE + 8192
+_MANY = 10_000
+"""Notices that nobody asked for yet; with more, everything is looked at anew."""
 
 _NFTABLES = 7
 """NFNLGRP_NFTABLES"""
-_CHAIN_NAMES = {10 << 8 | kind: name for kind, name in ((2, 0), (3, 3), (5, 3), (6, 2), (8, 2))}
-"""Of nf_tables' messages (a table goes, a chain or rule comes or goes) the attribute that names the chain."""
-_CHAINS = frozenset(
+_PART_NAMES = {10 << 8 | kind: name for kind, name in ((2, 0), (3, 3), (5, 3), (6, 2), (8, 2), (12, 2), (14, 2))}
+"""Of nf_tables' messages (a table goes; a chain, a rule, a set's elements come or go) the attribute that names the
+chain or the set."""
+_PARTS = frozenset(
     [("mangle", ""), ("mangle", "PREROUTING")]
+    + [(own_table.TABLE, part) for part in ("", *quotes.PARTS, *senders.PARTS)]
     + [(table, chain) for (table, ours), builtin in HOST_CHAINS.items() for chain in ("", ours, builtin)]
 )
-"""Table and chain of what is ours or calls ours, in router and host; "" for the table."""
+"""Table, and chain or set, of what is ours or calls ours, in router and host; "" for the table."""
 
 _SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
@@ -188,6 +193,8 @@ class News:
                         tampered = tampered or _is_ours(notice) or self._is_about_our_link(notice)
                         if self._doubts is not None:
                             self._doubts.append(notice)
+                            if len(self._doubts) > _MANY:
+                                self._doubts = None
                 except OSError:  # ENOBUFS: more than there was room for
                     self._doubts, told, tampered = None, True, True
             if self._router is not None:
@@ -243,7 +250,7 @@ class News:
 
 
 def _about_our_chains(chains: Notices) -> bool:
-    """Whether somebody changed a chain of ours, or one that calls one of ours. Takes all that waits.
+    """Whether somebody changed a chain or set of ours, or a chain that calls one of ours. Takes all that waits.
 
     Where some was lost, as with a large restore by another tool, the next full comparison is waited for: such a tool
     writes all the time.
@@ -251,10 +258,10 @@ def _about_our_chains(chains: Notices) -> bool:
     found = False
     with contextlib.suppress(OSError):
         for kind, body in chains.read():
-            if kind in _CHAIN_NAMES and not found:
+            if kind in _PART_NAMES and not found:
                 named = attributes(body, 4)
-                chain = string(named.get(_CHAIN_NAMES[kind], b"")) if _CHAIN_NAMES[kind] else ""
-                found = (string(named.get(1, b"")), chain) in _CHAINS
+                part = string(named.get(_PART_NAMES[kind], b"")) if _PART_NAMES[kind] else ""
+                found = (string(named.get(1, b"")), part) in _PARTS
     return found
 
 

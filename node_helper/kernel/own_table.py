@@ -15,15 +15,15 @@ Elements = Mapping[str, set[bytes]]
 """Set -> its keys."""
 
 
-def ensure(netfilter: Socket, family: int, content: Sequence[Message], rules: int, elements: Elements) -> None:
-    """Makes the table have this content and these elements, and nothing else. Raises NetlinkError.
+def ensure(netfilter: Socket, family: int, content: Sequence[Message], rules: int, elements: Elements) -> bool:
+    """Makes the table have this content and these elements, and nothing else; returns whether it was put anew.
 
     `rules`: how many of the messages of `content` add one. The table carries the content's checksum; elements and the
-    number of rules are looked at, since somebody may have taken some out or put others in.
+    number of rules are looked at, since somebody may have taken some out or put others in. Raises NetlinkError.
     """
     fingerprint = f"{TABLE}-{zlib.crc32(b''.join([message.body for message in content])):08x}".encode()
     if nft.table_userdata(netfilter, TABLE, family) == fingerprint and _is_whole(netfilter, family, rules, elements):
-        return
+        return False
     members = [
         message
         for name, keys in elements.items()
@@ -32,6 +32,7 @@ def ensure(netfilter: Socket, family: int, content: Sequence[Message], rules: in
     # One transaction: no packet meets half a table. It begins with one to delete, whether or not there is one.
     table = nft.add_table(TABLE, fingerprint, family)
     nft.commit(netfilter, [table, nft.delete_table(TABLE, family), table, *content, *members])
+    return True
 
 
 def _is_whole(netfilter: Socket, family: int, rules: int, elements: Elements) -> bool:

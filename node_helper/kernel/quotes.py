@@ -14,6 +14,8 @@ from node_helper.kernel import own_table
 from node_helper.kernel.own_table import TABLE
 
 _CHAIN = "quotes"
+PARTS = (_CHAIN,)
+"""Names of what is in the table."""
 _QUOTE = 8
 """Where the quoted packet begins, counted from ICMP's header on."""
 _PROTOCOL, _FRAGMENT, _PORTS = _QUOTE + 6, _QUOTE + 40, _QUOTE + 48
@@ -22,11 +24,11 @@ _CHECKSUM = 2
 """ICMP's."""
 
 
-def ensure() -> None:
-    """The rule in the namespace of this thread, as it is here. Raises NetlinkError."""
+def ensure() -> bool:
+    """The rule in the namespace of this thread, as it is here; whether it was put anew. Raises NetlinkError."""
     chain = nft.add_chain(TABLE, _CHAIN, "filter", nft.PREROUTING, own_table.BEFORE_ALL)
     with nft.open_socket() as netfilter:
-        own_table.ensure(netfilter, nft.INET, [chain, nft.add_rule(TABLE, _CHAIN, _rule())], 1, {})
+        return own_table.ensure(netfilter, nft.INET, [chain, nft.add_rule(TABLE, _CHAIN, _rule())], 1, {})
 
 
 def remove() -> None:

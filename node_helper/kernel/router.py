@@ -149,11 +149,13 @@ class Router:
     def _ensure_quotes(self) -> None:
         """What is lost without is a rare path; a kernel that refuses keeps nothing else from going."""
         try:
-            quotes.ensure()
+            changed = quotes.ensure()
         except NetlinkError as error:
             self.quote_trouble = str(error)
         else:
             self.quote_trouble = ""
+            if changed and self._news is not None:
+                self._news.pass_over_chains()
 
     def remove(self, host: Socket) -> None:
         """Deletes the namespace with all in it, and the link; one that is kept is emptied. Quiet without one."""
@@ -345,10 +347,12 @@ class Router:
             tunnel_id = nexthop.tunnel_id if nexthop.outer else TUNNEL_ID
             hops[nexthop.id] = Hop(nexthop.version, mode, nexthop.outer, nexthop.outer_source, nexthop.label, tunnel_id)
         found: dict[bytes, tuple[dict[int, int], int]] = {}
+        one: dict[int, int] = {}  # of each number: 256,000 routes with an object each would take eight MiB more
         last = FIRST_TABLE + 2 * max(buckets, 4096)
         for version in (4, 6):
-            for vip, table, identifier, mtu in bulk.dump_bucket_routes(self._route, version):
+            for vip, table, listed, mtu in bulk.dump_bucket_routes(self._route, version):
                 if FIRST_TABLE <= table < last:
+                    identifier = one.setdefault(listed, listed)
                     known = found.get(vip)
                     if known is None:
                         found[vip] = {table - FIRST_TABLE: identifier}, mtu

@@ -31,20 +31,25 @@ _NODES = {4: "nodes4", 6: "nodes6"}
 _NEVER = "never"
 """Set of family bridge: ethertypes that no pod sends."""
 _SETS = {"nodes4": nft.IPV4_ADDRESS, "nodes6": nft.IPV6_ADDRESS, _NEVER: nft.ETHERTYPE}
+PARTS = (*_CHAIN.values(), *_SETS)
+"""Names of what is in the tables."""
 _IP = {4: (b"\x08\x00", 12), 6: (b"\x86\xdd", 8)}
 """IP version -> ethertype, and where in the header the source address is."""
 
 
-def ensure(wanted: Senders) -> list[NetlinkError]:
-    """Puts right what is not as wanted; returns what the kernel refused, at most one error for each family."""
-    refused = []
+def ensure(wanted: Senders) -> tuple[bool, list[NetlinkError]]:
+    """Puts right what is not as wanted.
+
+    Returns whether anything was put, and what the kernel refused, at most one error for each family.
+    """
+    changed, refused = False, []
     with nft.open_socket() as netfilter:
         for family in _CHAIN:
             try:
-                _ensure(netfilter, family, wanted)
+                changed |= _ensure(netfilter, family, wanted)
             except NetlinkError as error:
                 refused.append(error)
-    return refused
+    return changed, refused
 
 
 def remove() -> None:
@@ -54,14 +59,14 @@ def remove() -> None:
             own_table.remove(netfilter, family)
 
 
-def _ensure(netfilter: Socket, family: int, wanted: Senders) -> None:
+def _ensure(netfilter: Socket, family: int, wanted: Senders) -> bool:
     chain, elements, rules = _CHAIN[family], _elements(family, wanted), _rules(family)
     content = [
         *(nft.add_set(TABLE, name, number, (_SETS[name],), family=family) for number, name in enumerate(elements, 1)),
         nft.add_chain(TABLE, chain, "filter", nft.PREROUTING, own_table.BEFORE_ALL, family=family),
         *(nft.add_rule(TABLE, chain, rule, family=family) for rule in rules),
     ]
-    own_table.ensure(netfilter, family, content, len(rules), elements)
+    return own_table.ensure(netfilter, family, content, len(rules), elements)
 
 
 def _elements(family: int, wanted: Senders) -> dict[str, set[bytes]]:

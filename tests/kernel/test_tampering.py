@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -57,6 +58,24 @@ def test_it_is_put_right_at_once(scene: Scene, command: tuple[str, ...]) -> None
     assert len(before) > 500
     scene.cluster.nodes["ingress1"].host.run(*command)
     scene.wait(lambda: picture(scene) == before, "the state is whole again")
+
+
+def ruleset(scene: Scene, *inside: str) -> list[str]:
+    """What nf_tables has in a namespace, without what counts; in any order, as tables come in that of their making."""
+    shown = scene.cluster.nodes["ingress1"].host.run(*inside, "nft", "list", "ruleset").stdout
+    return sorted(re.sub(r"counter packets \d+ bytes \d+", "counter", line) for line in shown.splitlines())
+
+
+@pytest.mark.parametrize("inside", [(), ("ip", "netns", "exec", "service-tunnel")], ids=["host", "router"])
+@pytest.mark.parametrize("command", ["flush ruleset", "delete table inet svctun", "flush table inet svctun"])
+def test_what_is_taken_out_of_nf_tables_is_put_back_at_once(
+    scene: Scene, inside: tuple[str, ...], command: str
+) -> None:
+    before = ruleset(scene, *inside)
+    assert any("svctun" in line for line in before)
+    assert any("SERVICE-TUNNEL" in line or "HMARK" in line for line in before)
+    scene.cluster.nodes["ingress1"].host.run(*inside, "nft", command)
+    scene.wait(lambda: ruleset(scene, *inside) == before, "all of it is there again")
 
 
 def foreign(scene: Scene, version: int) -> list[str]:
