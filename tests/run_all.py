@@ -95,7 +95,7 @@ def conformance() -> Outcome:
 
 def api() -> Outcome:
     """The helper against a real API server, which is built before where it is missing."""
-    run(sys.executable, "-m", "conformance.peers", "etcd", "kubernetes")
+    run(sys.executable, "-m", "conformance.peers", "cni", "etcd", "flannel", "flanneld", "kubernetes")
     workers = ["-n", str(os.cpu_count() or 1), "--dist", "loadfile"]  # each has an API server of its own
     return _pytest("api", ["conformance/api", *workers])
 

