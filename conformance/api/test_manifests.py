@@ -12,6 +12,7 @@ from conformance.api.cluster_api import PROJECT
 from conformance.api.control_plane import ControlPlane
 
 MANIFESTS = PROJECT / "install" / "kubernetes"
+EXAMPLE = PROJECT / "docs" / "examples" / "kustomize"
 OVERLAYS = sorted(path.name for path in (MANIFESTS / "overlays").iterdir())
 
 
@@ -65,3 +66,22 @@ def test_an_overlay_changes_the_node_daemonset_and_nothing_else(control: Control
         assert [one["name"] for one in spec["containers"]] == ["helper"]
     else:
         assert not volumes["cni-bin"].startswith("/opt") and volumes["cni-conf"] != "/etc/cni/net.d"
+
+
+def test_the_example_of_an_own_kustomization_changes_images_and_settings_and_nothing_else(
+    control: ControlPlane,
+) -> None:
+    base = keyed(kustomized(control, MANIFESTS / "base"))
+    own = keyed(kustomized(control, EXAMPLE))
+    assert len(taken(control, *own.values())) == len(own)
+    settings = own["ConfigMap", "service-tunnel"]["data"]
+    assert settings.pop("SVC_TUNNEL_VIP_RANGE") == "198.51.100.0/24 2001:db8::/64"
+    assert base["ConfigMap", "service-tunnel"]["data"].pop("SVC_TUNNEL_VIP_RANGE") == ""
+    images = []
+    for key in (("DaemonSet", "node"), ("DaemonSet", "ingress")):
+        spec = own[key]["spec"]["template"]["spec"]
+        for container in (*spec.get("initContainers", ()), *spec["containers"]):
+            images.append(container["image"])
+            container["image"] = "service-tunnel:0.1.0"
+    assert set(images) == {"registry.example/service-tunnel:0.1.0"} and len(images) == 4
+    assert own == base
