@@ -9,7 +9,6 @@ addresses, on the interface of that name, and then only if no other pod could be
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_interface
@@ -49,6 +48,8 @@ class _Entry:
     record: Attachment
     sandbox: str
     """Path of the namespace, by the CNI result; empty where that does not say."""
+    written: int
+    """When, in nanoseconds of the clock of files."""
 
     @property
     def pod(self) -> ObjectKey:
@@ -104,8 +105,11 @@ class _Places:
     def __init__(self, entries: Sequence[_Entry], records: Sequence[Attachment], addresses: PodAddresses) -> None:
         self._addresses = addresses
         self._taken = {(record.inode, record.interface): record for record in records}
-        self._alike = Counter(key for entry in entries for key in _addresses_of(entry))
-        """How many entries without a namespace have an address, on an interface."""
+        self._claims: dict[tuple[str, str], list[_Entry]] = {}
+        """Entries without a namespace, by each address that they have, on an interface."""
+        for entry in entries:
+            for key in _addresses_of(entry):
+                self._claims.setdefault(key, []).append(entry)
 
     def of(self, entry: _Entry) -> Place:
         """Raises NotAdoptable."""
@@ -129,10 +133,18 @@ class _Places:
                 f"{where} ({paths}): restart the pod"
             )
         (place,) = found
+        if entry.written < place.since:
+            raise NotAdoptable(
+                f"its entry of the cache is older than the network namespace with {where}: it has ended, or is to be "
+                "restarted"
+            )
         taken = self._taken.get((place.inode, interface))
         if taken is not None:
             raise NotAdoptable(f"the namespace with {where} is that of {taken.namespace}/{taken.name}, by its record")
-        if not entry.sandbox and any(self._alike[key] > 1 for key in _addresses_of(entry)):
+        others = {
+            other.owner for key in _addresses_of(entry) for other in self._claims[key] if other.written >= place.since
+        }
+        if not entry.sandbox and others != {entry.owner}:
             # One of them is left from a pod that ended, and nothing says which.
             raise NotAdoptable(f"another entry of the cache has {where}, too: restart the pod")
         return place
@@ -151,6 +163,7 @@ def _place(path: str) -> Place:
 
 def _entry(file: Path) -> _Entry:
     try:
+        written = file.stat().st_mtime_ns
         entry = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise NotAdoptable(f"unreadable: {error}") from None
@@ -177,7 +190,7 @@ def _entry(file: Path) -> _Entry:
             ips=tuple(str(ip_interface(ip["address"]).ip) for ip in result.get("ips") or ()),
             state=READY,
         )
-        return _Entry(record, _sandbox(result, interface))
+        return _Entry(record, _sandbox(result, interface), written)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise NotAdoptable(f"not as libcni writes it: {error!r}") from None
 

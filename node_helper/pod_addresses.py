@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cni_plugin import netns
 from cni_plugin.netlink import Socket, rtnl
@@ -25,6 +25,8 @@ class Place:
 
     path: str
     inode: int
+    since: int = field(default=0, compare=False)
+    """When it was made, in nanoseconds of the clock of files."""
 
 
 class PodAddresses:
@@ -70,7 +72,10 @@ def _places(folders: Sequence[str]) -> list[Place]:
             path = f"{folder}/{name}"
             try:
                 inode = netns.of_pod(path)[1]
-            except netns.NoPodNetns:
+                status = os.stat(path)
+            except (netns.NoPodNetns, OSError):
                 continue  # a file left by one that ended, or the host's own
-            found.setdefault(inode, Place(path, inode))
+            if status.st_ino == inode:
+                # The kernel gives it its times when it is first mounted, which keeps it, and never changes them.
+                found.setdefault(inode, Place(path, inode, status.st_mtime_ns))
     return list(found.values())

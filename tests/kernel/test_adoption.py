@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,21 @@ def test_where_a_pod_that_ended_left_an_entry_with_the_address_neither_is_taken(
     node.entry("web-1", *IPS)
     assert all("another entry of the cache" in said for said in node.adopt().values())
     assert node.records() == {}
+
+
+def before(node: Node, name: str) -> None:
+    """The entry is older than all namespaces, as of a pod that ran before the node's last boot."""
+    os.utime(node.results / f"pods-{name}-eth0", (1_000_000_000, 1_000_000_000))
+
+
+def test_an_entry_that_is_older_than_the_namespace_is_another_pods(node: Node, path: str) -> None:
+    node.pod(path, "cni-1", *IPS)
+    node.entry("old-1", *IPS)
+    before(node, "old-1")
+    assert "older than the network namespace with 10.9.0.2 and fd09::2 on eth0" in node.adopt()["shop/old-1"]
+    node.entry("web-1", *IPS)
+    assert node.adopt()["shop/web-1"] == "adopted", "so the other leaves no doubt"
+    assert set(node.records()) == {"web-1"}
 
 
 def test_a_namespace_that_has_a_record_is_not_given_to_another_pod(node: Node, path: str) -> None:
