@@ -124,6 +124,8 @@ def _endpoint(_: click.Context, __: click.Parameter, value: str | None) -> tuple
               help="Seconds for which connections of buckets that moved are handed on to who had them.")  # fmt: skip
 @click.option("--resync", type=click.FloatRange(min=0.1), default=30.0, show_default=True,
               help="Seconds between comparisons of everything with the kernel.")  # fmt: skip
+@click.option("--probe-interval", type=click.FloatRange(min=0), default=0.0, show_default=True,
+              help="Seconds between probes of a VIP through its tunnels, which withdraw it; 0: none.")  # fmt: skip
 @click.option("--vip-range", multiple=True, callback=_ranges, metavar="CIDR[=NAMESPACE,…]",
               help="Addresses that may be VIPs, repeatable; none: with --manifests any, else none.")  # fmt: skip
 @click.option("--pod-range", multiple=True, callback=_networks, metavar="CIDR", help="Never VIPs.")
@@ -142,7 +144,7 @@ def run(
     manifests: Path | None, kubeconfig: Path | None, node: str, roles: frozenset[str],
     ingress_selector: tuple[tuple[str, str], ...],
     socket_path: Path, run_dir: Path, state_dir: Path, mode: str, buckets: int, seed: int, drain_time: float,
-    resync: float,
+    resync: float, probe_interval: float,
     vip_range: tuple[Any, ...], pod_range: tuple[Any, ...], service_range: tuple[Any, ...],
     namespace_kept: bool, sysctls: Path, results: Path, metrics: tuple[str, int] | None, log_format: str,
     log_level: str,
@@ -159,7 +161,7 @@ def run(
         node=node, manifests=manifests, kubeconfig=kubeconfig, roles=roles,
         ingress_selector=ingress_selector, socket=socket_path,
         run_dir=run_dir, state_dir=state_dir, mode=mode, buckets=buckets, seed=seed,
-        drain_time=drain_time, resync=resync,
+        drain_time=drain_time, resync=resync, probe_interval=probe_interval,
         vip_rules=VipRules(vip_range, manifests is None, pod_range, service_range, manifests is not None),
         namespace_kept=namespace_kept, results=results, metrics=metrics,
     )  # fmt: skip

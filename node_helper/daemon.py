@@ -33,6 +33,7 @@ from node_helper.log_limits import LineLimit
 from node_helper.metrics import Metrics
 from node_helper.plan.attachments import bears_tunnels, find_pod, pod_tunnels
 from node_helper.private_folder import make_private
+from node_helper.probing import Prober
 from node_helper.problem_history import ProblemHistory
 from node_helper.reconcile import Reconciler, Round
 from node_helper.round_metrics import follow
@@ -83,6 +84,7 @@ class Daemon:
         """When the first change came that no cycle has taken up yet."""
         self._taken_in: float | None = None
         """The same of the changes that the present cycle works on; None where there is none."""
+        self._prober: Prober | None = None
         self._round_over = asyncio.Event()
         """Set at the end of the present cycle, or the next; each has its own."""
         self._stop = asyncio.Event()
@@ -118,12 +120,18 @@ class Daemon:
         watches = self._watch(loop)
         _log.info("started", node=settings.node, roles=sorted(settings.roles), source=self._backend.name)
         self._manager.ready()
-        signs = loop.create_task(self._signs_of_life(health))
+        tasks = [loop.create_task(self._signs_of_life(health))]
+        if settings.probe_interval:
+            self._prober = Prober(
+                settings.probe_interval, settings.seed, lambda: self._round, self._wake.set, self._metrics
+            )
+            tasks.append(loop.create_task(self._prober.run()))
         try:
             await self._cycle()
         finally:
             self._manager.stopping()
-            signs.cancel()
+            for task in tasks:
+                task.cancel()
             if http is not None:
                 http.close()
             for watch in watches:
@@ -224,7 +232,8 @@ class Daemon:
                 self._waiting_for(self._backend.trouble())
                 return None  # What the backend has read first wakes the cycle.
             with self._health.working():
-                result = await loop.run_in_executor(self._kernel, self._reconciler.reconcile, snapshot, full)
+                silent = self._prober.silent if self._prober is not None else frozenset()
+                result = await loop.run_in_executor(self._kernel, self._reconciler.reconcile, snapshot, full, silent)
         except Exception as error:
             return self._again(error)
         self._trouble = ""

@@ -56,4 +56,5 @@ class Metrics:
         self.route_changes = counter("route_changes", "Routes of bucket tables that were written or deleted.")
         self.bucket_moves = counter("bucket_moves", "Buckets of VIPs that went from one endpoint to another here.")
         self.kernel_refusals = counter("kernel_refusals", "Changes that the kernel refused.")
+        self.probes = counter("probes", "Probes of VIPs through their tunnels, by outcome.", "outcome")
         self.table_writes = counter("table_writes", "Bucket tables that this helper stored.")

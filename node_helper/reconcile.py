@@ -65,6 +65,8 @@ class Round:
     ingress: bool
     draining: str
     """Why this node announces no VIP, in words; empty where it does."""
+    router: RouterWanted | None = None
+    """None where this is no ingress node."""
     handovers: Handovers = field(default_factory=dict)
     pods_changed: Mapping[str, list[str]] = field(default_factory=dict)
     attachments: int = 0
@@ -116,9 +118,10 @@ class Reconciler:
         self._host.close()
         self.news.close()
 
-    def reconcile(self, snapshot: Snapshot, full: bool) -> Round:
+    def reconcile(self, snapshot: Snapshot, full: bool, silent: frozenset[str] = frozenset()) -> Round:
         """Brings this node to what the snapshot wants; with `full` everything is compared with the kernel.
 
+        `silent`: VIPs of which no endpoint answers from here.
         What concerns single objects becomes a Problem of the result; raises OSError (NetlinkError,
         CommandFailed) when the ground itself cannot be laid.
         """
@@ -158,7 +161,7 @@ class Reconciler:
         facts = self._facts.read(node, endpoints | pods.tunnelled_ips, self.news.take(), full)
         router: RouterWanted | None = None
         if ingress:
-            router, host, more = self._planner.plan(services, tables.tables, facts, bool(part.silent))
+            router, host, more = self._planner.plan(services, tables.tables, facts, bool(part.silent), silent)
             problems += more
         else:
             host = HostWanted(vips=all_vips(resolution.services))
@@ -182,6 +185,7 @@ class Reconciler:
             index=index,
             tables=tables.tables,
             facts=facts,
+            router=router,
             host=host,
             problems=tuple(sorted({*problems, *tables.problems, *pods.problems})),
             ingress=ingress,

@@ -45,6 +45,8 @@ class Settings:
     """Seconds for which connections of a bucket that moved are handed on to its previous owner."""
     resync: float = 30.0
     """Seconds between two comparisons of everything with the kernel."""
+    probe_interval: float = 0.0
+    """Seconds between two probes of a VIP that answers; 0: none."""
     vip_rules: VipRules = field(default_factory=VipRules)
     namespace_kept: bool = False
     """The router's namespace is made and kept by another program (`node_helper.keeper`)."""

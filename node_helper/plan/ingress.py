@@ -158,8 +158,9 @@ class IngressPlanner:
         tables: Mapping[ObjectKey, BucketTable],
         facts: HostFacts,
         draining: bool = False,
+        silent: frozenset[str] = frozenset(),
     ) -> tuple[RouterWanted, HostWanted, list[Problem]]:
-        """The same as `plan_ingress` gives."""
+        """The same as `plan_ingress` gives; VIPs that are `silent` are not announced (`plan.probes`)."""
         labels = _labels(services, facts, self._node)
         same_ways = (facts.paths is self._seen.paths, facts.addresses, facts.mpls) == (
             True,
@@ -184,10 +185,13 @@ class IngressPlanner:
         served: dict[str, tuple[int, int]] = {}
         problems: list[Problem] = []
         protocol = FORWARDED if draining else ANNOUNCED
-        for _, part in parts:
+        for service, part in parts:
             vips.update(part.vips)
             for vip, limit in part.limits.items():
                 served[vip] = protocol, limit
+                if vip in silent:
+                    served[vip] = FORWARDED, limit
+                    problems.append(_silent(service, vip, self._node))
             problems += part.problems
         sources = frozenset(facts.addresses).union(*[part.sources for _, part in parts])
         router = RouterWanted(
@@ -379,6 +383,14 @@ def _labels(services: Iterable[TunnelService], facts: HostFacts, node: str) -> d
         if endpoint not in labels:
             labels[endpoint] = next(free)
     return labels
+
+
+def _silent(service: TunnelService, vip: str, node: str) -> Problem:
+    message = (
+        f"no endpoint of Service {service.key} answers at {vip} from {node} any more, so {node} does not announce it: "
+        "look whether its pods' programs run, and whether a network policy keeps packets from nodes out"
+    )
+    return Problem("Service", service.key, "EndpointsSilent", message)
 
 
 def _unreachable(service: TunnelService, endpoint: str, facts: HostFacts) -> Problem:
