@@ -258,6 +258,7 @@ def test_every_flag_of_run_may_come_from_the_environment(settings: list[Settings
         "SVC_TUNNEL_SEED": "7",
         "SVC_TUNNEL_DRAIN_TIME": "8",
         "SVC_TUNNEL_RESYNC": "9",
+        "SVC_TUNNEL_PROBE_INTERVAL": "11",
         "SVC_TUNNEL_VIP_RANGE": "198.51.100.0/24=shop,web 203.0.113.0/24",
         "SVC_TUNNEL_POD_RANGE": "10.244.0.0/16 fd00:44::/48",
         "SVC_TUNNEL_SERVICE_RANGE": "10.96.0.0/12",
@@ -276,7 +277,7 @@ def test_every_flag_of_run_may_come_from_the_environment(settings: list[Settings
     assert shown.exit_code == 0, shown.output
     (found,) = settings
     assert (found.node, found.roles, found.mode, found.buckets) == ("n2", frozenset({"node"}), "gre", 64)
-    assert (found.seed, found.drain_time, found.resync) == (7, 8.0, 9.0)
+    assert (found.seed, found.drain_time, found.resync, found.probe_interval) == (7, 8.0, 9.0, 11.0)
     assert found.metrics == ("127.0.0.1", 9100)
     folders = found.socket, found.run_dir, found.state_dir, found.results
     assert folders == (Path("/s"), Path("/r"), Path("/t"), Path("/c"))

@@ -65,7 +65,7 @@ class Failing:
         self.news = Silent()
         self.full: list[bool] = []
 
-    def reconcile(self, _: Snapshot, full: bool) -> Any:
+    def reconcile(self, _: Snapshot, full: bool, __: frozenset[str]) -> Any:
         self.full.append(full)
         raise self._fault
 
