@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Protocol
 
-from tests.bench import convergence, forwarding, plugin, plugin_burst, routes, scaling, watched
+from tests.bench import convergence, failover, forwarding, plugin, plugin_burst, routes, scaling, watched
 from tests.bench.figures import Figure
 from tests.bench.progress import Tell
 
@@ -26,7 +26,7 @@ class Subject(Protocol):
         """The wanted ones of FIGURES, each as soon as it is known. `runs` is how many pairs a quick one takes."""
 
 
-SUBJECTS: tuple[Subject, ...] = (plugin, plugin_burst, routes, convergence, scaling, forwarding, watched)
+SUBJECTS: tuple[Subject, ...] = (plugin, plugin_burst, routes, convergence, scaling, forwarding, failover, watched)
 
 
 class UnknownBenchmark(Exception):

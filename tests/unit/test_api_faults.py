@@ -23,7 +23,7 @@ from tests import fake_api
 from tests.fake_api import FakeApi, Fault
 
 WEB = ObjectKey("shop", "web")
-PATIENCE = float(os.environ.get("TEST_PATIENCE", "8"))
+PATIENCE = float(os.environ.get("TEST_PATIENCE", "20"))
 
 
 def service(name: str = "web", **annotations: Any) -> dict[str, Any]:
