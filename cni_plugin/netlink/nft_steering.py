@@ -31,6 +31,7 @@ _JUMP = -3 & 0xFFFFFFFF
 _SYN, _FLAGS = b"\x02", b"\x17"
 """Of FIN, SYN, RST and ACK."""
 _CLOSING = b"\x05"
+_RST, _RST_OR_ACK = b"\x04", b"\x14"
 TRANSPARENT, WILDCARD = 0, 2
 """What can be asked of the socket to which a packet would go."""
 
@@ -55,6 +56,15 @@ def closing() -> bytes:
     return transport(TCP) + flags + compare(b"\0", equal=False)
 
 
+def refusing() -> bytes:
+    """Only TCP packets by which a kernel says that it has no such connection: RST without ACK (RFC 9293, 3.5.2).
+
+    What a program ends by a reset has both.
+    """
+    flags = load(TRANSPORT_HEADER, 13, 1) + bitwise(_RST_OR_ACK, b"\0")
+    return transport(TCP) + flags + compare(_RST)
+
+
 def socket_is(key: int, register: int = REGISTER) -> bytes:
     """Only packets for which there is a socket, of which `key` can be said; what is said is in the register."""
     return expression("socket", be32(1, key), be32(2, register))
@@ -76,6 +86,11 @@ def note(name: str, milliseconds: int = 0, register: int = REGISTER) -> bytes:
     return expression("dynset", *parts)
 
 
+def strike(name: str, register: int = REGISTER) -> bytes:
+    """Takes a packet's key out of a set."""
+    return expression("dynset", text(1, name), be32(3, 2), be32(4, register))
+
+
 def copy_to(gateway: int = DATA, device: int = DATA + 4) -> bytes:
     """Sends a copy by a device as if by way of a gateway; both are in registers."""
     return expression("dup", be32(1, gateway), be32(2, device))
@@ -92,6 +107,8 @@ __all__ = [
     "mark",
     "note",
     "opening",
+    "refusing",
     "set_mark",
     "socket_is",
+    "strike",
 ]

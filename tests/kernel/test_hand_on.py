@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import select
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -69,11 +71,14 @@ class Moves:
             self.node.host.run(*f"ip -{version} route replace {vip} {encap}".split())
 
     @contextmanager
-    def connection(self, version: int, port: int) -> Iterator[socket.socket]:
+    def connection(self, version: int, port: int, source_port: int = 0) -> Iterator[socket.socket]:
         """Open from the client's namespace, usable from here."""
         family = socket.AF_INET if version == 4 else socket.AF_INET6
         with packets.open_socket(self.client, family, socket.SOCK_STREAM) as stream:
             stream.settimeout(5)
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if source_port:
+                stream.bind((CLIENT[version], source_port))
             stream.connect((VIPS[version], port))
             yield stream
 
@@ -147,6 +152,43 @@ def test_a_bucket_that_comes_back_at_once_finds_its_connections(three: Three, ve
         moves.send(a, b)
         with moves.connection(version, 80) as second:
             assert [who(first), who(second), who(first)] == ["a", "a", "a"]
+
+
+@both_versions
+@pytest.mark.parametrize("port", PORTS)
+def test_who_had_a_connection_from_the_same_port_before_does_not_take_the_new_one_for_it(
+    three: Three, version: int, port: int
+) -> None:
+    """Clients use a port again after a while; what there was meanwhile is another pod's."""
+    moves, a, b, _ = three
+    for pod, other in ((a, b), (b, a)):
+        moves.configure(pod, [(other,)], [other])
+    moves.send(a)
+    with moves.connection(version, port, 24200) as first:
+        assert who(first) == "a"
+    moves.send(b, a)
+    with moves.connection(version, port, 24200) as second:
+        assert who(second) == "b"
+        moves.send(a, b)
+        assert who(second) == "b"
+
+
+@both_versions
+def test_a_client_is_told_of_a_connection_that_its_pod_has_ended(three: Three, version: int) -> None:
+    """Not by the first answer, which is what somebody else's connection would be reset by; it asks again."""
+    moves, a, b, _ = three
+    moves.give(b, a)
+    program = traffic.serve(b, 7171)
+    with moves.connection(version, 7171) as ended:
+        assert who(ended) == "b"
+        program.kill()
+        program.wait(10)
+        assert ended.recv(100) == b""
+        ended.sendall(b"hello\n")
+        heard = select.poll()
+        heard.register(ended, select.POLLHUP)
+        assert heard.poll(10_000)
+        assert ended.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) in (errno.ECONNRESET, errno.EPIPE)
 
 
 @both_versions

@@ -7,6 +7,10 @@ By then a packet whose tunnel named earlier owners has a mark that says the same
 pod's own when it opens a connection, or belongs to one that was opened here; everything else goes on. Errors of ICMP go
 both ways: whoever has no such connection takes no notice of them. Connections of buckets that did not move are noted,
 too: theirs may move away, and come back before this pod's helper knows.
+
+What is noted here may be over, and the client have begun anew from the same port elsewhere. Nothing tells of that until
+the pod resets what it does not know: that reset is dropped, the note goes with it, and what the client sends again goes
+on to who has the connection.
 """
 
 from __future__ import annotations
@@ -24,10 +28,14 @@ TAG = 0x74
 """The last byte of a mark that names earlier owners; the first three are the tunnel's id."""
 
 _PRIORITY = -310
+_LEAVING_PRIORITY = 110
+"""Ports are the client's again by then, and addresses, also where something in the pod has translated them."""
 _KEPT = 3_600_000
 """Milliseconds for which a connection that was opened here is known after its last packet."""
 _CLOSED = 60_000
 """Milliseconds for one that is closing."""
+_CLAIMED = 2_000
+"""Milliseconds for which a packet of a moved bucket that was taken may be answered by a reset: that is sent at once."""
 _MOST = 1 << 18
 """Connections that can be known at one time."""
 _ADDRESS = {4: nft.IPV4_ADDRESS, 6: nft.IPV6_ADDRESS}
@@ -74,7 +82,9 @@ def install(ip_version: int) -> list[Message]:
         nft.add_set(TABLE, "vips4", 5, (address, nft.IPV4_ADDRESS), family=family),
         nft.add_set(TABLE, "vips6", 6, (address, nft.IPV6_ADDRESS), family=family),
         nft.add_set(TABLE, "own", 7, (address,), family=family),
+        nft.add_set(TABLE, "claimed", 8, mine_key(ip_version), family=family, timeout=_CLAIMED, size=_MOST),
         nft.add_chain(TABLE, "arriving", "filter", nft.PREROUTING, _PRIORITY, family=family),
+        nft.add_chain(TABLE, "leaving", "filter", nft.POSTROUTING, _LEAVING_PRIORITY, family=family),
         nft.add_own_chain(TABLE, "from_peer", family),
         nft.add_own_chain(TABLE, "moved", family),
         *[nft.add_rule(TABLE, chain, expressions, family=family) for chain, expressions in _rules(ip_version)],
@@ -140,6 +150,7 @@ def _rules(ip_version: int) -> list[tuple[str, bytes]]:
         ("moved", _ICMP_ERROR[ip_version] + hand_on),
         # Where no more connections can be known, not even their first packet is taken: it goes on as what follows it.
         ("moved", steer.opening() + connection + steer.note("mine") + untag + nft.accept()),
+        ("moved", known + steer.note("claimed")),
         ("moved", known + steer.closing() + connection + steer.note("mine", _CLOSED) + untag + nft.accept()),
         ("moved", known + steer.note("mine") + untag + nft.accept()),
         ("moved", nft.transport(nft.TCP) + hand_on + nft.drop()),
@@ -151,4 +162,12 @@ def _rules(ip_version: int) -> list[tuple[str, bytes]]:
         ("arriving", own + known + steer.closing() + connection + steer.note("mine", _CLOSED) + nft.accept()),
         ("arriving", own + known + steer.note("mine")),
     ]
+    answered = (
+        nft.load(NETWORK_HEADER, _DESTINATION_AT[ip_version], size)
+        + nft.load(TRANSPORT_HEADER, 2, 2, second)
+        + nft.load(NETWORK_HEADER, _SOURCE_AT[ip_version], size, second + 1)
+        + nft.load(TRANSPORT_HEADER, 0, 2, second + 1 + size // 4)
+    )
+    unfounded = steer.refusing() + answered + nft.lookup("claimed")
+    rules.append(("leaving", unfounded + steer.strike("claimed") + steer.strike("mine") + nft.drop()))
     return rules
