@@ -244,7 +244,7 @@ def _fill(owners: list[int], room: list[int], hashes: list[int]) -> None:
         salt = bucket * 0x9E3779B1
         best, best_score = NOBODY, -1
         for index in open_to:
-            # A small integer hash: this loop runs once per orphaned bucket and endpoint, a digest is too slow.
+            # This loop runs once per orphaned bucket and endpoint: a call is too slow (as in `_score`).
             score = (hashes[index] ^ salt) * 0x85EBCA6B & _U32
             score = (score ^ score >> 15) * 0xC2B2AE35 & _U32
             score ^= score >> 13
@@ -254,3 +254,21 @@ def _fill(owners: list[int], room: list[int], hashes: list[int]) -> None:
         room[best] -= 1
         if room[best] == 0:
             open_to.remove(best)
+
+
+def preference(uid: str, size: int, names: Collection[str]) -> list[tuple[str, ...]]:
+    """Each bucket's order of these endpoints, by rendezvous hashing, the one that it prefers first."""
+    hashes = [(zlib.crc32(f"{uid} {name}".encode()), name) for name in sorted(names)]
+    orders = []
+    for bucket in range(size):
+        salt = bucket * 0x9E3779B1
+        scored = sorted([(-_score(number ^ salt), name) for number, name in hashes])
+        orders.append(tuple([name for _, name in scored]))
+    return orders
+
+
+def _score(number: int) -> int:
+    """A small integer hash: a digest is too slow."""
+    score = number * 0x85EBCA6B & _U32
+    score = (score ^ score >> 15) * 0xC2B2AE35 & _U32
+    return score ^ score >> 13

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from cni_plugin.tunnel import TUNNEL_ID, HandOn
-from node_helper.buckets import NOBODY, BucketTable, effective, in_use
+from node_helper.buckets import BucketTable, effective, in_use
+from node_helper.local_buckets import local_lines, local_owners
 
 _FIRST_ID = 256
 """Chains have no lower id: `TUNNEL_ID` means that there was nobody before."""
@@ -46,33 +47,41 @@ def chains(
 
     `owners` may differ from what the table says: who just ceased to be usable is the latest previous owner, although
     no table is stored yet that says so. `local`: the endpoints of the one node that counts (traffic policy Local,
-    mode mpls), whose buckets follow from theirs and other nodes' endpoints together. A table tells of buckets who had
-    them, not when, so for `local` this is right after one change, and after several as far as they did not mix.
+    mode mpls); what they may have had by its buckets' own order is in it, too (`local_buckets`).
     """
-    if local is None:
+    had: Sequence[Sequence[str | None]]
+    if local is not None:
+        had = local_lines(table, owners, local)
+    else:
         latest = in_use(table)
         if not table.previous and latest == tuple(owners):
             return ((),) * table.size
         had = [(last, *stack) for last, stack in zip(latest, table.stacks(), strict=True)]
-    else:
-        had = list(zip(*_local_owners(table, frozenset(local)), strict=True))
     known: dict[tuple[str | None, ...], Chain] = {}
     for line in {(owner, *before) for owner, before in zip(owners, had, strict=True)}:
         known[line] = tuple(dict.fromkeys([name for name in line[1:] if name and name != line[0] and name in alive]))
     return tuple([known[(owner, *before)] for owner, before in zip(owners, had, strict=True)])
 
 
-def lines(table: BucketTable, usable: Collection[str], local: Collection[str] | None = None) -> frozenset[Chain]:
+def lines(
+    table: BucketTable,
+    usable: Collection[str],
+    local: Collection[str] | None = None,
+    everywhere: Collection[str] = (),
+) -> frozenset[Chain]:
     """Owner and chain of every bucket that has a chain, by the table alone and by who is usable now, if any is.
 
     Both, since ingress nodes do not all hear at the same moment who is usable. Those who exist no more are in them,
-    until they have gone from the table.
+    until they have gone from the table. With `local` only these count of `usable`, and `everywhere` are all nodes'.
     """
     names = {*table.endpoints, *table.former, *usable}
     present = frozenset(table.endpoints).difference(table.away)
     found = set()
-    for able in (present, usable) if usable else (present,):
-        owners = effective(table, able if local is None else set(able).intersection(local))
+    for able, all_able in ((present, present), (usable, everywhere)) if usable else ((present, present),):
+        if local is None:
+            owners = effective(table, able)
+        else:
+            owners = local_owners(table, set(able).intersection(local), all_able)
         for owner, chain in zip(owners, chains(table, owners, names, local), strict=True):
             if owner is not None and chain:
                 found.add((owner, *chain))
@@ -119,24 +128,3 @@ def handovers(lines: Iterable[Chain]) -> Mapping[str, Handover]:
         )
         for name in peers
     }
-
-
-def _local_owners(table: BucketTable, local: frozenset[str]) -> list[tuple[str | None, ...]]:
-    """Who of one node had each bucket by the table, by the one before it, and so on, as far as is known."""
-    present = local.intersection(table.endpoints).difference(table.away)
-    columns = [effective(table, present)]
-    names = table.endpoints + table.former
-    stacks = [
-        tuple([index for index in indices if index != NOBODY]) for indices in zip(*table.previous, strict=True)
-    ] or [()] * table.size
-    for level in range(len(table.previous)):
-        had = tuple(
-            [
-                (stack[level] if len(stack) > level else stack[-1]) if stack else owner
-                for owner, stack in zip(table.owners, stacks, strict=True)
-            ]
-        )
-        # Who has no bucket by this was not there yet: a newcomer of later.
-        there = local.intersection([names[index] for index in set(had) if index != NOBODY])
-        columns.append(effective(BucketTable(table.uid, table.size, names, had), there))
-    return columns

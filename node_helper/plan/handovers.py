@@ -70,4 +70,4 @@ class HandoverPlanner:
     def _handovers(self, service: TunnelService, table: BucketTable, here: frozenset[str]) -> Mapping[str, Handover]:
         # Without endpoints to see, the table alone says who is usable.
         seen = candidates(service, self._node) if service.endpoints else ()
-        return handovers(lines(table, seen, here if node_local(service) else None))
+        return handovers(lines(table, seen, here if node_local(service) else None, service.usable))

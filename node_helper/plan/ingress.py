@@ -9,6 +9,7 @@ from itertools import count
 from cni_plugin.tunnel import MPLS, VXLAN_GPE, overhead
 from node_helper.buckets import BucketTable, effective
 from node_helper.chains import Chain, chain_id, chains
+from node_helper.local_buckets import local_owners
 from node_helper.model import IPAddress, ObjectKey, Problem
 from node_helper.plan.state import (
     ANNOUNCED,
@@ -298,7 +299,7 @@ def ways_by(
     if not others:
         return ways
     found: list[Way] = []
-    for fallback, (owner, chain) in zip(effective(table, able), ways, strict=True):
+    for fallback, (owner, chain) in zip(_owners(service, table, able, version), ways, strict=True):
         line = tuple([name for name in chain if name not in others])
         heir = owner
         if owner in others:
@@ -320,8 +321,18 @@ def bucket_ways(
     """
     missed = set(candidates(service, node)).difference(reachable(service, facts, node))
     alive = {str(endpoint.address) for endpoint in service.endpoints} - missed
-    owners = effective(table, usable)
+    owners = _owners(service, table, usable)
     return list(zip(owners, chains(table, owners, alive, local_endpoints(service, node)), strict=True))
+
+
+def _owners(
+    service: TunnelService, table: BucketTable, able: tuple[str, ...], version: int | None = None
+) -> tuple[str | None, ...]:
+    """Who of these endpoints has each bucket; `version`: of IP, which all of them have."""
+    if not node_local(service):
+        return effective(table, able)
+    everywhere = service.usable if version is None else of_version(service, service.usable, version)
+    return local_owners(table, able, everywhere)
 
 
 def _hop(

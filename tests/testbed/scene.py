@@ -316,11 +316,12 @@ class Scene:
             return False
         if not status["ingress"]:
             return True
-        if service["mode"] == "mpls":
+        of_one_node = service["mode"] == "mpls" or service["local"]
+        if of_one_node:
             usable = {str(pod.ips[0]) for pod in pods if str(pod.ips[0]) in usable and pod.node == node}
         buckets = {e["address"]: e["buckets"] for e in service["endpoints"]}
         least = self.buckets // len(usable) if usable else 0
-        return all(buckets[address] >= (least if service["mode"] != "mpls" else 1) for address in usable)
+        return all(buckets[address] >= (1 if of_one_node else least) for address in usable)
 
     def _records_settled(self, helper: Helper) -> bool:
         records, _ = attachment.read_all(str(helper.host.path("/run/service-tunnel")))

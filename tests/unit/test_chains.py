@@ -10,6 +10,7 @@ from cni_plugin.tunnel import TUNNEL_ID, HandOn
 from node_helper import chains as chains_module
 from node_helper.buckets import BucketTable, effective, fresh, in_use, rebalance
 from node_helper.chains import NO_HANDOVER, Handover, chain_id, chains, handovers, lines
+from node_helper.local_buckets import local_owners
 from tests.unit.bucket_histories import NAMES, UID, histories
 
 A, B, C, D = (f"10.244.0.{number}" for number in range(1, 5))
@@ -99,7 +100,7 @@ def test_a_chain_has_each_endpoint_once_and_only_living_ones(table: BucketTable,
     some = st.sets(st.sampled_from(names)) if names else st.just(set[str]())
     usable, alive, local = (data.draw(some) for _ in range(3))
     for only in (None, local):
-        owners = effective(table, usable if only is None else usable & only)
+        owners = effective(table, usable) if only is None else local_owners(table, usable & only, usable)
         for owner, chain in zip(owners, chains(table, owners, alive, only), strict=True):
             assert owner not in chain and len(set(chain)) == len(chain) and set(chain) <= alive
             assert only is None or set(chain) <= only
@@ -113,10 +114,9 @@ def test_pods_know_every_chain_that_an_ingress_node_sends(table: BucketTable, da
     some = st.sets(st.sampled_from(names)) if names else st.just(set[str]())
     usable, alive, local = (data.draw(some) for _ in range(3))
     for only in (None, local):
-        steps = dict(handovers(lines(table, usable, only)))
-        here = set(names) if only is None else only
-        for able in (usable & here, (set(table.endpoints) - set(table.away)) & here):
-            owners = effective(table, able)
+        steps = dict(handovers(lines(table, usable, only, usable)))
+        for able in (usable, set(table.endpoints) - set(table.away)):
+            owners = effective(table, able) if only is None else local_owners(table, able & only, able)
             for owner, chain in zip(owners, chains(table, owners, alive, only), strict=True):
                 if owner is not None:
                     assert travelled(steps, owner, chain_id(chain)) == [owner, *chain]
@@ -131,22 +131,3 @@ def test_who_ceased_to_be_usable_is_the_latest_before_any_table_says_so() -> Non
         else:
             assert chain == table.stack(bucket)
     assert not any(A in chain for chain in chains(table, owners, {B, C}))
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "away"),
-    [([A, B, C, D], [B, C, D], []), ([A, C, D], [A, B, C, D], []), ([A, B, C, D], [A, B, C, D], [A]), ([A], [B], [])],
-    ids=["one terminates", "one comes", "one is not ready", "one takes the other's place"],
-)
-def test_under_local_policy_one_change_gives_the_chains_that_it_made(
-    before: list[str], after: list[str], away: list[str]
-) -> None:
-    """A and B are of this node, whose buckets are not those of the table: other nodes' fall to them, too."""
-    old = fresh(UID, before, 64)
-    usable = [name for name in after if name not in away]
-    new = rebalance(old, UID, after, 64, usable, before)
-    local = {A, B}
-    had, has = effective(old, local.intersection(before)), effective(new, local.intersection(usable))
-    found = chains(new, has, {A, B, C, D}, local)
-    assert found == tuple((was,) if was != now else () for was, now in zip(had, has, strict=True))
-    assert any(found)

@@ -310,7 +310,7 @@ def test_under_local_policy_this_nodes_endpoints_name_each_other_only() -> None:
     router, _ = plan_moved(served, moved(served, list(EVERYWHERE)))
     hops = [hop for hop in router.vips[VIPS[0]].hops if hop is not None]
     assert {hop.endpoint for hop in hops} == {"10.244.1.2"}
-    assert sorted(hop.tunnel_id for hop in hops) == [TUNNEL_ID] * 4 + [chain_id(["10.244.1.1"])] * 4
+    assert {hop.tunnel_id for hop in hops} == {TUNNEL_ID, chain_id(["10.244.1.1"])}
 
 
 def test_in_mode_mpls_a_bucket_that_moved_goes_by_vxlan_gpe_since_a_label_has_no_id() -> None:
