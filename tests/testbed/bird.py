@@ -1,4 +1,4 @@
-"""BIRD, the routing daemon, on the testbed's ingress nodes and its router.
+"""BIRD, the routing daemon, on the testbed's ingress nodes and its router, or another on the nodes.
 
 Debian's program is unpacked into the cache, not installed: its package would start a routing daemon on this machine.
 Nodes run the project's own example, `install/bird/bird.conf`, with their addresses in the place of the example's.
@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from install import debian
 from install.cache import made_once
@@ -114,17 +115,30 @@ def dead(host: Place) -> Iterator[None]:
             host.run(tool, "-w", "-t", "raw", "-D", "PREROUTING", "-j", "DROP")
 
 
-class Routing:
-    """BIRD on all ingress nodes and the router of a cluster, in the place of `Cluster.announce`."""
+class Speaker(Protocol):
+    """A routing daemon that runs on a node."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def log(self) -> str: ...
+
+    def close(self) -> None: ...
+
+
+def on_node(node: Node) -> Bird:
+    return Bird(node.host, node_configuration(node))
+
+
+class Routing:
+    """A routing daemon on all ingress nodes of a cluster and BIRD on its router, in the place of `Cluster.announce`."""
+
+    def __init__(self, cluster: Cluster, start: Callable[[Node], Speaker] = on_node) -> None:
+        """`start`: starts a node's daemon."""
         self._cluster = cluster
         nodes = [node for node in cluster.nodes.values() if node.spec.ingress]
-        self.nodes: dict[str, Bird] = {}
+        self.nodes: dict[str, Speaker] = {}
         self.router = Bird(cluster.router, router_configuration(nodes))
         try:
             for node in nodes:
-                self.nodes[node.name] = Bird(node.host, node_configuration(node))
+                self.nodes[node.name] = start(node)
         except BaseException:
             self.close()
             raise
@@ -146,12 +160,12 @@ class Routing:
 
     def logs(self) -> str:
         return "\n".join(
-            f"--- {name}\n{bird.log()[-2000:]}" for name, bird in {**self.nodes, "router": self.router}.items()
+            f"--- {name}\n{speaker.log()[-2000:]}" for name, speaker in {**self.nodes, "router": self.router}.items()
         )
 
     def close(self) -> None:
-        for bird in (*self.nodes.values(), self.router):
-            bird.close()
+        for speaker in (*self.nodes.values(), self.router):
+            speaker.close()
 
     def __enter__(self) -> Routing:
         return self
