@@ -35,12 +35,15 @@ _UNKNOWN_NODE = (
     "--node, or make it one in any case with --ingress-selector ''"
 )
 _CHAINS = "our iptables chains could not be looked at or put right, which is tried again soon: {0}"
-_CHAINS_AGAIN = 2.0
-"""Seconds."""
+_AGAIN = 2.0
+"""Seconds until what may succeed by itself is tried again."""
+_OF_DISKS = frozenset({"StateNotWritten", "RecordNotWritten"})
+"""Reasons that go once there is room, of which nobody tells."""
 _FORGERIES = (
     "pods of {0} may pretend to be a node, and send other pods packets as if from any client: {1}; a kernel with "
     "NF_TABLES_BRIDGE and NFT_FIB_INET lets us see to it (modprobe nf_tables nft_fib_inet)"
 )
+_NOTES = "what was changed on this node is not noted, and would not be put back should the helper end before it is: {0}"
 _QUOTES = (
     "a pod whose UDP answer over IPv6 is sent in fragments may not hear that they are too big for the client's path: "
     "{0}; a kernel with NF_TABLES_INET lets us see to it (modprobe nf_tables)"
@@ -175,10 +178,14 @@ class Reconciler:
             problems.append(self._problem("ChainsNotSet", _CHAINS.format(trouble)))
         if ingress and self._router.quote_trouble:
             problems.append(self._problem("QuotesStay", _QUOTES.format(self._router.quote_trouble)))
+        unwritten = self._host.try_notes_again()
+        if unwritten:
+            problems.append(self._problem("StateNotWritten", _NOTES.format(unwritten)))
         problems += [self._problem("KernelRefused", str(error)) for error in refused]
         self._metrics.kernel_refusals.inc(len(refused))
         served_changed = dict(self._served) != dict(host.served)
         self._served = host.served
+        again = bool(trouble) or any(problem.reason in _OF_DISKS for problem in (*problems, *pods.problems))
         return Round(
             snapshot=snapshot,
             services=services,
@@ -199,7 +206,7 @@ class Reconciler:
             served_changed=served_changed,
             table_writes=tables.written,
             again_in=min(
-                [wait for wait in (tables.again_in, _CHAINS_AGAIN if trouble else None, part.ends_in) if wait],
+                [wait for wait in (tables.again_in, _AGAIN if again else None, part.ends_in) if wait],
                 default=None,
             ),
         )

@@ -124,6 +124,8 @@ class TableKeeper:
         """When it came there."""
         self._copies: set[ObjectKey] | None = None
         """What the state folder has tables of; None before it was looked at."""
+        self._uncopied: dict[ObjectKey, BucketTable] = {}
+        """What should be there, and could not be written."""
         self._drain_time = drain_time
         self._ages: dict[ObjectKey, MoveAges] = {}
         self._lapses: dict[ObjectKey, Lapses] = {}
@@ -169,9 +171,12 @@ class TableKeeper:
             self._written_at.pop(key, None)
             self._settled.pop(key, None)
             self._seen.pop(key, None)
+            self._uncopied.pop(key, None)
         for key in self._asked.keys() - seen:
             del self._asked[key]
             self._store.withdraw(key)
+        for key, table in tuple(self._uncopied.items()):
+            self._keep_local(key, table)
         self._remove_copies(snapshot)
         result.written += self._store.take_stored()
         return result
@@ -196,7 +201,7 @@ class TableKeeper:
     def _apply(self, service: TunnelService, table: BucketTable, result: TableRound) -> BucketTable:
         key = service.key
         if table != self._last.get(key):
-            self._keep_local(service, table)
+            self._keep_local(key, table)
             self._last[key], self._applied[key] = table, resized(table, self._size)
         problems = tuple(self._faults(service, table))
         result.problems += problems
@@ -345,16 +350,19 @@ class TableKeeper:
                     continue  # Told where the stored table is read; here it is only a hint.
         return None
 
-    def _keep_local(self, service: TunnelService, table: BucketTable) -> None:
+    def _keep_local(self, key: ObjectKey, table: BucketTable) -> None:
         text = encode(table)
         try:
-            kept = self._local.read(service.key)
+            kept = self._local.read(key)
             if kept != text:
-                self._local.write(service.key, text, expected=kept)
+                self._local.write(key, text, expected=kept)
         except BucketStoreError:
-            return  # The copy serves a start without the store only; the stored table is the one that counts.
+            # It serves a start without the store only, so nobody is told; the next look tries again.
+            self._uncopied[key] = table
+            return
+        self._uncopied.pop(key, None)
         if self._copies is not None:
-            self._copies.add(service.key)
+            self._copies.add(key)
 
     def _remove_copies(self, snapshot: Snapshot) -> None:
         """Of Services that are no more. Not while objects cannot be read: theirs may be among those."""

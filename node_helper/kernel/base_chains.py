@@ -8,12 +8,12 @@ until the next boot. Without nf_tables nothing is noted: legacy tables belong to
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from struct import pack
 
 from cni_plugin.netlink import NETLINK_NETFILTER, Message, NetlinkError, Socket, attributes, nftables, text
 from cni_plugin.netlink.address import FAMILY
+from node_helper.kernel.note_file import NoteFile
 
 _SUBSYSTEM = 10 << 8  # NFNL_SUBSYS_NFTABLES
 _GET_TABLE, _DEL_TABLE, _GET_CHAIN, _DEL_CHAIN = 1, 2, 4, 5
@@ -27,21 +27,20 @@ class BaseChains:
     """What was not there before us, each as IP version, table, chain; "" for the table itself."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._file = run_dir / "base-chains.json"
-        try:
-            self._made = {(int(v), str(table), str(chain)) for v, table, chain in json.loads(self._file.read_text())}
-        except (OSError, ValueError, TypeError):
-            self._made = set()
+        self.file = NoteFile(run_dir / "base-chains.json")
+        noted = self.file.read()
+        self._made: set[tuple[int, str, str]] = set()
+        with contextlib.suppress(TypeError, ValueError):  # rubbish is as good as nothing
+            found = noted if isinstance(noted, list) else []
+            self._made = {(int(v), str(table), str(chain)) for v, table, chain in found}
 
     def before(self, version: int, table: str, chain: str) -> None:
-        """Notes what is not there; to be called before our first rule is put. Raises OSError."""
+        """Notes what is not there; to be called before our first rule is put."""
         with Socket(NETLINK_NETFILTER) as netfilter:
             missing = {(version, table, name) for name in ("", chain) if _look(netfilter, version, table, name) is None}
         if not missing <= self._made:
             self._made |= missing
-            temporary = self._file.with_name(f".{self._file.name}")
-            temporary.write_text(json.dumps(sorted(self._made)))
-            temporary.replace(self._file)
+            self.file.write(sorted(self._made))
 
     def remove(self) -> None:
         """Takes away what was noted, where nobody else has put anything into it since. Raises NetlinkError."""
@@ -54,7 +53,7 @@ class BaseChains:
                 with contextlib.suppress(_InUse):
                     _delete(netfilter, version, table, chain)
         self._made = set()
-        self._file.unlink(missing_ok=True)
+        self.file.write([])
 
 
 class _InUse(Exception):

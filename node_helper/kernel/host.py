@@ -52,6 +52,13 @@ class Host:
     def close(self) -> None:
         self.route.close()
 
+    def try_notes_again(self) -> str:
+        """Writes what could not be noted in the run folder; returns why it still cannot be, empty where it is."""
+        files = self._sysctls.file, self._base_chains.file
+        for file in files:
+            file.try_again()
+        return "; ".join(file.trouble for file in files if file.trouble)
+
     def forget(self) -> None:
         """The link to the router is another one: what was known of it and of routes over it holds no more."""
         self._link = self._routes = None

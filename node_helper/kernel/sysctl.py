@@ -6,11 +6,11 @@ be put back when nothing needs the change any more, also by `cleanup` after the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from cni_plugin.pod.state import read_sysctl, write_sysctl
+from node_helper.kernel.note_file import NoteFile
 
 STRICT, LOOSE = "1", "2"
 
@@ -19,11 +19,9 @@ class BorrowedSysctls:
     """Sysctls that are ours to change only for as long as they are needed."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._file = run_dir / "sysctls.json"
-        try:
-            self._before: dict[str, str] = dict(json.loads(self._file.read_text()))
-        except (OSError, ValueError, TypeError):
-            self._before = {}
+        self.file = NoteFile(run_dir / "sysctls.json")
+        noted = self.file.read()
+        self._before: dict[str, str] = dict(noted) if isinstance(noted, dict) else {}
 
     def borrow(self, name: str, value: str) -> bool:
         """Sets a sysctl, remembering what it was; False where there is no such sysctl. Raises OSError."""
@@ -33,7 +31,7 @@ class BorrowedSysctls:
         if present != value:
             if name not in self._before:
                 self._before[name] = present
-                self._save()
+                self.file.write(self._before)
             write_sysctl(name, value)
         return True
 
@@ -43,15 +41,10 @@ class BorrowedSysctls:
         if before is not None:
             if read_sysctl(name) is not None:
                 write_sysctl(name, before)
-            self._save()
+            self.file.write(self._before)
 
     def borrowed(self) -> list[str]:
         return sorted(self._before)
-
-    def _save(self) -> None:
-        temporary = self._file.with_name(f".{self._file.name}")
-        temporary.write_text(json.dumps(self._before))
-        temporary.replace(self._file)
 
 
 def loosen(

@@ -21,6 +21,8 @@ SAVE_AFTER = 5.0
 """Seconds from a change until it is in the file, at most; what changes in between is written together."""
 LONGEST_AGE = 86400.0
 """Seconds after which what the file says is too old to send anybody anywhere by it."""
+REFRESH = 3600.0
+"""Seconds after which the same objects are written again: they are known to be so still."""
 _PLACE = Path(".service-tunnel") / "objects.json"
 _LONGEST = 1 << 28
 """Bytes."""
@@ -35,20 +37,35 @@ class LastObjects:
         self._saving = threading.Lock()
         self._offered: Snapshot | None = None
         self._saved: Snapshot | None = None
+        self._saved_at = 0.0
         self._timer: threading.Timer | None = None
+        self._closed = False
 
     def offer(self, snapshot: Snapshot) -> None:
-        """Has a snapshot saved, soon, if it is another than the last."""
+        """Has a snapshot saved, soon, if it is another than the last, or that is long ago.
+
+        Not while the server is away: then it is older than it looks.
+        """
+        if any(problem.reason == "ApiUnreachable" for problem in snapshot.problems):
+            return
         with self._lock:
             self._offered = snapshot
-            if snapshot is not self._saved and self._timer is None:
-                self._timer = threading.Timer(SAVE_AFTER, self._save)
-                self._timer.daemon = True
-                self._timer.start()
+            if time.monotonic() - self._saved_at > REFRESH:
+                self._saved = None
+            if snapshot is not self._saved:
+                self._save_soon()
+
+    def _save_soon(self) -> None:
+        """With the lock held."""
+        if self._timer is None and not self._closed:
+            self._timer = threading.Timer(SAVE_AFTER, self._save)
+            self._timer.daemon = True
+            self._timer.start()
 
     def close(self) -> None:
         """Saves what is not saved yet."""
         with self._lock:
+            self._closed = True
             if self._timer is not None:
                 self._timer.cancel()
         self._save()
@@ -79,8 +96,12 @@ class LastObjects:
                 fresh.write_text(json.dumps({"kind": "List", "apiVersion": "v1", "items": list(objects(snapshot))}))
                 os.replace(fresh, self.path)
             except OSError:
-                return  # The next change tries again; the file serves a start without the API server only.
-            self._saved = snapshot
+                # Nobody is told: the file serves a start without the API server only.
+                with self._lock:
+                    self._save_soon()
+                return
+            with self._lock:
+                self._saved, self._saved_at = snapshot, time.monotonic()
 
 
 def objects(snapshot: Snapshot) -> Iterator[dict[str, Any]]:

@@ -81,6 +81,29 @@ def test_a_file_that_cannot_be_used_is_as_good_as_none(kernel: dict[str, str], t
     assert BorrowedSysctls(tmp_path).borrowed() == []
 
 
+def test_what_cannot_be_noted_is_borrowed_all_the_same_and_noted_once_it_can_be(
+    kernel: dict[str, str], tmp_path: Path
+) -> None:
+    """As on a full disk; given back is it then, too."""
+    before = dict(kernel)
+    run_dir = tmp_path / "run"
+    run_dir.write_text("in the way")
+    sysctls = BorrowedSysctls(run_dir)
+    loosen(sysctls, frozenset({"eth0", "cni0"}))
+    assert kernel == before | {rp_filter("eth0"): "2", rp_filter("cni0"): "2"}
+    assert sysctls.file.trouble == f"{run_dir}/sysctls.json cannot be written: Not a directory"
+    loosen(sysctls, frozenset({"eth0"}))
+    assert kernel == before | {rp_filter("eth0"): "2"}
+    run_dir.unlink()
+    run_dir.mkdir()
+    sysctls.file.try_again()
+    assert sysctls.file.trouble == ""
+    assert BorrowedSysctls(run_dir).borrowed() == [rp_filter("eth0")]
+    loosen(BorrowedSysctls(run_dir), frozenset())
+    assert kernel == before
+    assert list(run_dir.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("everywhere", "device", "after"),
     [("0", "0", "0"), ("0", "1", "2"), ("1", "0", "2"), ("1", "1", "2"), ("0", "2", "2"), ("2", "1", "1")],

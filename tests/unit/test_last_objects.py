@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +15,7 @@ from hypothesis import given, settings
 from node_helper import backends
 from node_helper.backends import backend
 from node_helper.kernel.router import Router
-from node_helper.model import Snapshot
+from node_helper.model import ObjectKey, Problem, Snapshot
 from node_helper.settings import Settings
 from node_helper.sources import last_objects
 from node_helper.sources.kubernetes_objects import read_object, snapshot_of
@@ -80,6 +82,58 @@ def test_changes_are_saved_while_the_helper_runs(tmp_path: Path, monkeypatch: py
     last = LastObjects(tmp_path)
     last.offer(BEGIN)
     writing.wait(lambda: last.load() is not None, "the file")
+
+
+def test_what_could_not_be_saved_is_saved_once_it_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though nothing changes meanwhile: a disk was full for a while."""
+    tries: list[Snapshot] = []
+
+    def counted(snapshot: Snapshot) -> Iterator[dict[str, Any]]:
+        tries.append(snapshot)
+        return objects(snapshot)
+
+    monkeypatch.setattr(last_objects, "objects", counted)
+    monkeypatch.setattr(last_objects, "SAVE_AFTER", 0.05)
+    in_the_way = tmp_path / ".service-tunnel" / ".objects.json.new"
+    in_the_way.mkdir(parents=True)
+    last = LastObjects(tmp_path)
+    last.offer(BEGIN)
+    writing.wait(lambda: len(tries) >= 2, "a second try")
+    in_the_way.rmdir()
+    writing.wait(lambda: last.load() is not None, "the file")
+    last.close()
+
+
+def test_objects_that_stay_the_same_for_days_do_not_grow_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What counts is when they were known to be so, and not when they became so."""
+    monkeypatch.setattr(last_objects, "SAVE_AFTER", 0.05)
+    monkeypatch.setattr(last_objects, "REFRESH", 0.0)
+    last = LastObjects(tmp_path)
+    last.offer(BEGIN)
+    writing.wait(lambda: last.load() is not None, "the file")
+    long_ago = time.time() - last_objects.LONGEST_AGE - 60
+    os.utime(last.path, (long_ago, long_ago))
+    assert last.load() is None
+    last.offer(BEGIN)
+    writing.wait(lambda: last.load() is not None, "a file as new as what it says")
+    last.close()
+
+
+def test_what_is_offered_while_the_server_is_away_is_no_news(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same objects with another problem; and what was offered just before is saved all the same."""
+    away = Problem("Source", ObjectKey("", "kubernetes"), "ApiUnreachable", "it does not answer")
+    monkeypatch.setattr(last_objects, "REFRESH", 0.0)
+    last = LastObjects(tmp_path)
+    last.offer(BEGIN)
+    last.offer(replace(BEGIN, problems=(away,)))
+    last.close()
+    assert last.load() is not None
+    long_ago = time.time() - last_objects.LONGEST_AGE - 60
+    os.utime(last.path, (long_ago, long_ago))
+    successor = LastObjects(tmp_path)
+    successor.offer(replace(BEGIN, problems=(away,)))
+    successor.close()
+    assert successor.load() is None
 
 
 @pytest.mark.parametrize("forwards", [False, True])

@@ -602,6 +602,29 @@ def test_a_state_folder_that_cannot_be_written_costs_nothing_but_the_copy(tmp_pa
     assert result.written == 1 and result.problems == []
 
 
+def test_a_copy_that_could_not_be_written_is_made_once_it_can_be(tmp_path: Path) -> None:
+    """Though neither the Service nor its table is another than before."""
+    node = Node(tmp_path)
+    (tmp_path / "node").write_text("in the way")
+    table = node.look(ONE, TWO).tables[WEB]
+    (tmp_path / "node").unlink()
+    assert node.look(ONE, TWO).tables == {WEB: table}
+    assert node.local.read(WEB) == encode(table)
+    (tmp_path / "manifests").rename(tmp_path / "gone")
+    break_writing(tmp_path)
+    node.restart()
+    assert node.look(ONE, TWO).tables == {WEB: table}
+
+
+def test_no_copy_is_made_of_a_service_that_went_meanwhile(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    (tmp_path / "node").write_text("in the way")
+    node.look(ONE, TWO)
+    (tmp_path / "node").unlink()
+    node.keeper.look([], Snapshot())
+    assert node.local.keys() == set()
+
+
 def test_one_service_whose_table_cannot_be_stored_costs_the_others_nothing(tmp_path: Path) -> None:
     node = Node(tmp_path)
     bad = replace(web(ONE), key=ObjectKey("shop", "bad"))
