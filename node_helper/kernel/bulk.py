@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from struct import Struct
 
-from cni_plugin.netlink import NetlinkError, Socket, attribute_list, rtnl
+from cni_plugin.netlink import NetlinkError, Socket, attribute_list, rtnl, u32
 from cni_plugin.netlink.address import FAMILY, unpack
 from node_helper.plan.state import ANNOUNCED, FIRST_TABLE
 
-_DST, _METRICS, _TABLE, _NEXTHOP = 1, 8, 15, 30
+_DST, _PRIORITY, _METRICS, _TABLE, _NEXTHOP = 1, 6, 8, 15, 30
 _HEAD = 12
 """Bytes of a struct rtmsg."""
 _numbers = Struct("=HHIHHI")
@@ -47,16 +47,21 @@ def put_routes(socket: Socket, vip: str, routes: Iterable[tuple[int, int]], mtu:
     ]
 
 
-def put_alike(socket: Socket, like: rtnl.Route, places: Iterable[tuple[bytes, int]]) -> list[NetlinkError]:
+def put_alike(
+    socket: Socket, like: rtnl.Route, places: Iterable[tuple[bytes, int]], metric: int = 0
+) -> list[NetlinkError]:
     """Puts routes that differ in destination and table only; returns the refusals, each naming its route.
 
     `places`: addresses as on the wire, and tables: all below 256 or none, as that of `like`.
+    `metric`: the kernel's own where it is 0. Routes of other metrics stay beside these.
     """
     places = list(places)
     message = rtnl.put_route(like)
     size = len(ip_address(like.destination.partition("/")[0]).packed)
     start = _HEAD + 4 + size
     before, after = message.body[: _HEAD + 4], message.body[start + 8 :]
+    if metric:
+        after += u32(_PRIORITY, metric)
     if message.body[start : start + 8] != _table.pack(8, _TABLE, like.table):
         raise AssertionError("a route's message has another shape than is expected here")
     kind, flags, pack = message.type, message.flags, _table.pack

@@ -17,7 +17,7 @@ from node_helper.kernel.notices import News
 from node_helper.kernel.places import LINK_PREFIX, MAIN, PLACES, Place, has_link
 from node_helper.kernel.sysctl import BorrowedSysctls, loosen, loosened
 from node_helper.plan.cover import Covers, covered, covers
-from node_helper.plan.state import ANNOUNCED, FORWARDED, HostFacts, HostWanted, Senders
+from node_helper.plan.state import ANNOUNCED, FORWARDED, FORWARDED_METRIC, HostFacts, HostWanted, Senders
 
 _OURS = (ANNOUNCED, FORWARDED)
 _PLATFORM_LABELS = 100_000
@@ -127,9 +127,19 @@ class Host:
             alike.setdefault((route.version, route.protocol, route.mtu), []).append(vip)
         refused = []
         for vips in alike.values():
-            refused += bulk.put_alike(self.route, put[vips[0]], [(pack(vip), rtnl.TABLE_MAIN) for vip in vips])
+            like = put[vips[0]]
+            places = [(pack(vip), rtnl.TABLE_MAIN) for vip in vips]
+            metric = FORWARDED_METRIC[like.version] if like.protocol == FORWARDED else 0
+            refused += bulk.put_alike(self.route, like, places, metric)
         # After a refusal nobody knows; the next cycle reads.
         self._routes = None if refused else present | {vip: [route] for vip, route in put.items()}
+        if refused:
+            present = self._vip_routes(full=True)
+        else:
+            present = {vip: [*present.get(vip, ()), route] for vip, route in put.items()}
+        self.route.run_all(
+            [rtnl.delete_route(route) for vip in put for route in _superseded(present.get(vip, []), put[vip])]
+        )
         return refused
 
     def withdraw(self, wanted: HostWanted, full: bool = True) -> None:
@@ -296,3 +306,9 @@ class Host:
             if present.get(label) != put:
                 messages.append(rtnl.put_label(put))
         self.route.run(*messages)
+
+
+def _superseded(present: list[rtnl.Route], put: rtnl.Route) -> list[rtnl.Route]:
+    """What is to go when a VIP's route has come, since its metric keeps it beside the new one."""
+    others = [route for route in present if route.protocol != put.protocol]
+    return others if len(others) < len(present) else []

@@ -10,6 +10,12 @@ from cni_plugin.tunnel import TUNNEL_ID
 
 ANNOUNCED, FORWARDED = 116, 117
 """Protocol of a VIP's host route: announced by BGP, or only forwarded while this node drains."""
+FORWARDED_METRIC = {4: 1, 6: 1025}
+"""Metric, by IP version, of a host route that is only forwarded: for routing daemons that do not see protocols, as FRR.
+
+It is one more than the kernel's own, which announced ones have: of the two those count, and otherwise little does, such
+as what a node learned of the VIP from its router.
+"""
 FIRST_TABLE = 1000
 """Bucket b's routes are in table FIRST_TABLE + b of the router's namespace."""
 FIRST_LABEL = 16000

@@ -1,4 +1,4 @@
-"""VIPs announced by real BIRD with BFD, by the example that comes with the project."""
+"""VIPs announced by real BIRD and real FRR with BFD, by the examples that come with the project."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from collections.abc import Iterator
 import pytest
 
 from node_helper.ingress_part import EXCLUDED
-from tests.testbed import traffic
+from tests.testbed import bird, traffic
 from tests.testbed.bird import Routing, dead
+from tests.testbed.frr import Frr
 from tests.testbed.holding import Held
 from tests.testbed.scene import VIPS, Scene
 
 PLACES = (("worker1", "pod1"), ("worker1", "pod2"), ("worker2", "pod3"))
 BOTH = {"ingress1", "ingress2"}
+NOT_VIPS = ("203.0.113.77/32", "198.51.100.128/25", "2001:db8:1::1/128", "2001:db8::100/120")
+"""Destinations that somebody else routes; of each IP version one is within the VIPs' range, but no address."""
+FURTHER = {4: "198.51.100.99", 6: "2001:db8::99"}
 
 
-@pytest.fixture(scope="module")
-def routed() -> Iterator[tuple[Scene, Routing]]:
+@pytest.fixture(scope="module", params=[bird.on_node, Frr], ids=["bird", "frr"])
+def routed(request: pytest.FixtureRequest) -> Iterator[tuple[Scene, Routing]]:
     with Scene(rp_filter=1) as scene:
         scene.apply_service()
         for vip in VIPS.values():
@@ -26,7 +30,7 @@ def routed() -> Iterator[tuple[Scene, Routing]]:
         scene.add_pods(PLACES, {"app": "web"})
         scene.sync()
         scene.settle()
-        with Routing(scene.cluster) as routing:
+        with Routing(scene.cluster, request.param) as routing:
             yield scene, routing
 
 
@@ -43,9 +47,15 @@ def announced_by(routed: tuple[Scene, Routing], nodes: set[str]) -> None:
 
 def test_vips_and_nothing_else_are_announced(all_announce: tuple[Scene, Routing]) -> None:
     scene, routing = all_announce
-    for node in BOTH:
-        scene.cluster.nodes[node].host.run("ip", "route", "add", "203.0.113.77/32", "dev", "svctun", "proto", "50")
-    assert routing.learned() == set(VIPS.values())
+    host = scene.cluster.nodes["ingress1"].host
+    host.batch([f"route add {route} dev svctun proto 50" for route in NOT_VIPS])
+    with scene.helpers["ingress1"].halted():
+        # The daemons hear of routes in the kernel's order: who has announced these has seen those.
+        host.batch([f"route add {vip} dev svctun proto 116" for vip in FURTHER.values()])
+        scene.wait(lambda: set(FURTHER.values()) <= routing.learned(), "VIPs that come")
+        assert routing.learned() == {*VIPS.values(), *FURTHER.values()}
+        host.batch([f"route del {vip} dev svctun proto 116" for vip in FURTHER.values()])
+        scene.wait(lambda: routing.learned() == set(VIPS.values()), "VIPs that go")
     for vip in VIPS.values():
         assert scene.cluster.client.call(traffic.ask_tcp, vip, 8080).name
 

@@ -118,7 +118,7 @@ def test_a_route_that_somebody_changed_is_told_as_it_is(place: tuple[str, Socket
 def test_routes_that_are_alike_are_put_to_many_destinations_and_a_refused_one_is_named(
     place: tuple[str, Socket], version: int
 ) -> None:
-    _, socket = place
+    path, socket = place
     first = int(ip_address(VIP[version]))
     bits = 32 if version == 4 else 128
     addresses = [str(type(ip_address(VIP[version]))(first + number)) for number in range(300)]
@@ -130,6 +130,9 @@ def test_routes_that_are_alike_are_put_to_many_destinations_and_a_refused_one_is
     found = rtnl.dump_routes(socket, version, (ANNOUNCED,))
     assert sorted(route.destination for route in found) == sorted(f"{address}/{bits}" for address in addresses)
     assert {(route.gateway, route.mtu, route.table) for route in found} == {(gateway, 1400, 0x1000)}
+    assert bulk.put_alike(socket, like, places[:1], 2000) == []
+    shown = run(path, "ip", f"-{version}", "route", "show", addresses[0], "table", "4096").splitlines()
+    assert len(shown) == 2 and "metric 2000" in shown[1], "it stands beside the other"
     refused = bulk.put_alike(socket, like.replace(link=4711), places[:2])
     names = [f"setting the route to {address}/{bits} (IPv{version}) in table 4096" for address in addresses[:2]]
     assert [error.what for error in refused] == names

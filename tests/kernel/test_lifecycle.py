@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,12 +16,16 @@ from tests.testbed import traffic
 from tests.testbed.cni import PluginFailed
 from tests.testbed.holding import Connection, Held
 from tests.testbed.scene import VIPS, Scene
+from tests.testbed.stream import Stream
 
 FLOWS = 2000
 BUCKETS = 256
 Source = tuple[str, int]
 """The client's address and port."""
 PLACES = (("worker1", "pod1"), ("worker1", "pod2"), ("worker2", "pod3"), ("worker2", "pod4"))
+ANNOUNCED_ROUTES = [("116", ""), ("116", "1024")]
+"""Protocol and metric of the VIPs' routes, IPv4 first."""
+FORWARDED_ROUTES = [("117", "1"), ("117", "1025")]
 
 
 @pytest.fixture(scope="module")
@@ -224,15 +229,55 @@ def _all_there(scene: Scene, before: dict[tuple[str, int], str]) -> bool:
 
 def test_draining_takes_the_announcement_away_and_goes_on_forwarding(scene: Scene) -> None:
     before = owners(scene)
-    host = scene.cluster.nodes["ingress1"].host
-    assert "proto 116" in host.run("ip", "route", "show", VIPS[4]).stdout
+    assert vip_routes(scene) == ANNOUNCED_ROUTES
     scene.helpers["ingress1"].ask("drain", draining=True)
-    scene.wait(lambda: "proto 117" in host.run("ip", "route", "show", VIPS[4]).stdout, "the VIP's route as draining")
-    scene.wait(lambda: "proto 117" in host.run("ip", "-6", "route", "show", VIPS[6]).stdout, "the same for IPv6")
-    assert len(host.run("ip", "route", "show", VIPS[4]).stdout.splitlines()) == 1
+    await_routes(scene, FORWARDED_ROUTES)
     assert owners(scene) == before
     scene.helpers["ingress1"].ask("drain", draining=False)
-    scene.wait(lambda: "proto 116" in host.run("ip", "route", "show", VIPS[4]).stdout, "the VIP announced again")
+    await_routes(scene, ANNOUNCED_ROUTES)
+
+
+def vip_routes(scene: Scene) -> list[tuple[str, str]]:
+    """Protocol and metric of every route of the VIPs in the main table of ingress1, IPv4 first."""
+    found = []
+    for version, vip in VIPS.items():
+        text = scene.cluster.nodes["ingress1"].host.run("ip", f"-{version}", "-j", "route", "show", vip).stdout
+        found += [(route["protocol"], str(route.get("metric", ""))) for route in json.loads(text)]
+    return found
+
+
+def await_routes(scene: Scene, routes: list[tuple[str, str]]) -> None:
+    scene.wait(lambda: vip_routes(scene) == routes, f"{routes} as the VIPs' routes, and no others")
+
+
+def test_no_datagram_is_lost_while_a_node_begins_and_stops_to_drain(scene: Scene) -> None:
+    """The route that is announced and that which is not stand beside each other for a moment."""
+    for vip in VIPS.values():
+        scene.cluster.announce(vip, ["ingress1"])
+    try:
+        with (
+            Stream(scene.cluster.client, VIPS[4], 8080) as stream4,
+            Stream(scene.cluster.client, VIPS[6], 8080) as stream6,
+        ):
+            for _ in range(10):
+                for draining, routes in ((True, FORWARDED_ROUTES), (False, ANNOUNCED_ROUTES)):
+                    scene.helpers["ingress1"].ask("drain", draining=draining)
+                    await_routes(scene, routes)
+            for stream in (stream4, stream6):
+                assert stream.count().lost == 0
+    finally:
+        for vip in VIPS.values():
+            scene.cluster.announce(vip)
+
+
+def test_a_helper_that_was_killed_between_two_routes_of_a_vip_leaves_one_to_its_successor(scene: Scene) -> None:
+    scene.helpers["ingress1"].kill()
+    host = scene.cluster.nodes["ingress1"].host
+    for vip, gateway, metric in ((VIPS[4], "169.254.74.2", 1), (VIPS[6], "fe80::74:2", 1025)):
+        host.batch([f"route add {vip} via {gateway} dev svctun proto 117 metric {metric}"])
+    assert len(vip_routes(scene)) == 4
+    scene.start_helpers(["ingress1"])
+    await_routes(scene, ANNOUNCED_ROUTES)
 
 
 def test_a_node_that_loses_its_label_is_no_ingress_node_any_more(scene: Scene) -> None:
