@@ -24,6 +24,7 @@ from tests.faults.faults import FAULTS
 from tests.faults.grid import grid
 from tests.faults.loads import FAMILIES, LOADS, Running
 from tests.faults.page import html
+from tests.faults.peers import PEERS
 from tests.faults.stage import Stage
 from tests.kernel_features import lacking_modes
 from tests.testbed.namespaces import REPOSITORY
@@ -87,6 +88,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
             (
                 listed("faults", {name: fault.what for name, fault in FAULTS.items()}),
                 listed("loads", {name: load.what for name, load in LOADS.items()}),
+                listed("peers", {name: peer.what for name, peer in PEERS.items()}),
             )
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -107,9 +109,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--minute", type=float, default=60.0, metavar="SECONDS", help="how long the API is away (%(default)s)"
     )
-    parser.add_argument(
-        "--like-original", action="store_true", help="another seed on each node, and nothing handed on: to compare"
-    )
+    parser.add_argument("--peer", choices=list(PEERS), metavar="PEER", help="measure another's way instead: to compare")
     parser.add_argument("--resume", action="store_true", help="go on: cells that are in the output are not done again")
     parser.add_argument("--output", type=Path, default=RESULT, metavar="FILE", help="JSON; the page is put beside it")
     wanted = parser.parse_args(arguments)
@@ -132,8 +132,9 @@ def in_order(found: Iterable[Cell]) -> list[Cell]:
 def groups_left(wanted: argparse.Namespace, found: Mapping[Key, Cell]) -> list[Group]:
     """What is to be measured, by modes and faults, so that scenes are shared; families together."""
     groups = []
+    possible = PEERS[wanted.peer].faults if wanted.peer else list(FAULTS)
     for mode in wanted.mode:
-        for fault in wanted.fault:
+        for fault in [fault for fault in wanted.fault if fault in possible]:
             for load in wanted.load:
                 families = tuple(f for f in wanted.family if (fault, load, mode, f) not in found)
                 if mode in FAULTS[fault].modes and families:
@@ -154,7 +155,7 @@ def _measured(groups: Sequence[Group], wanted: argparse.Namespace) -> Iterator[t
                 if stage is not None and stage.mode != mode:
                     stage.close()
                     stage = None
-                stage = stage or Stage(mode, minute=wanted.minute, like_original=wanted.like_original)
+                stage = stage or _stage(mode, wanted)
                 yield group, measure(stage, group, wanted.connections)
                 if not FAULTS[fault].leaves_traces:
                     stage.make_whole()
@@ -167,6 +168,12 @@ def _measured(groups: Sequence[Group], wanted: argparse.Namespace) -> Iterator[t
     finally:
         if stage is not None:
             stage.close()
+
+
+def _stage(mode: str, wanted: argparse.Namespace) -> Stage:
+    if wanted.peer:
+        return PEERS[wanted.peer].stage(mode, wanted.minute)
+    return Stage(mode, minute=wanted.minute)
 
 
 def measure(stage: Stage, group: Group, connections: int) -> list[Cell]:

@@ -7,7 +7,7 @@ a few of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from types import TracebackType
 
@@ -33,12 +33,10 @@ UNNOTICED = "nobody knows yet that the endpoint is gone: who asks then is sent t
 class Stage:
     """A cluster with an annotated Service and four endpoints, in one mode."""
 
-    def __init__(self, mode: str, *, minute: float = 60.0, like_original: bool = False) -> None:
-        """`minute`: seconds for which the API server is away.
-
-        `like_original`: as the program of which this one takes its idea: a random seed on each node (here: another
-        one), and nothing is handed on (here: for a second, the least that can be set).
-        """
+    def __init__(
+        self, mode: str, *, minute: float = 60.0, node_options: Mapping[str, Sequence[str]] | None = None
+    ) -> None:
+        """`minute`: seconds for which the API server is away. `node_options`: of the helpers of single nodes."""
         self.mode = mode
         self.minute = minute
         self.excuses: list[Excuse] = []
@@ -46,12 +44,7 @@ class Stage:
         """What runs just now."""
         self.nodes = LOCAL if mode == MPLS else REMOTE
         self._numbers = count(1)
-        names = (*INGRESS, "worker1", "worker2") if like_original else ()
-        self.scene = Scene(
-            mode=mode,
-            rp_filter=1,
-            node_options={name: ("--seed", str(100 + n), "--drain-time", "1") for n, name in enumerate(names)},
-        )
+        self.scene = Scene(mode=mode, rp_filter=1, node_options=node_options)
         try:
             self.scene.apply_service()
             self.endpoints = self._made(self.nodes)

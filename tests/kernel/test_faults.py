@@ -12,6 +12,7 @@ import pytest
 from cni_plugin.tunnel import VXLAN_GPE
 from tests.faults.__main__ import measure
 from tests.faults.faults import FAULTS
+from tests.faults.peers import PEERS
 from tests.faults.stage import OWN, Stage
 
 CONNECTIONS = 100
@@ -59,3 +60,18 @@ def test_an_ingress_node_that_dies_while_an_endpoint_drains_costs_no_other_conne
     assert not FAULTS["ingress-dies-endpoint-drains"].leaves_traces
     for cell in measure(stage, ("ingress-dies-endpoint-drains", "udp", VXLAN_GPE, FAMILIES), CONNECTIONS):
         assert (cell.lost, cell.unexplained) == (0, 0), cell
+
+
+@pytest.mark.parametrize(
+    ("peer", "fault"),
+    [("original", "ecmp-reshuffled"), ("ecmp", "endpoint-added"), ("ecmp-resilient", "endpoint-terminating")],
+)
+def test_what_others_lose_is_found(peer: str, fault: str) -> None:
+    """Without this nobody would know that the matrix can find anything."""
+    with PEERS[peer].stage(VXLAN_GPE, 2.0) as stage:
+        for cell in measure(stage, ("nothing", "busy", VXLAN_GPE, FAMILIES), CONNECTIONS):
+            assert (cell.lost, cell.unexplained) == (0, 0), cell
+        stage.make_whole()
+        for cell in measure(stage, (fault, "busy", VXLAN_GPE, FAMILIES), CONNECTIONS):
+            assert cell.reset >= CONNECTIONS // 10, cell
+            assert cell.unexplained, cell

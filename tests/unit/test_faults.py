@@ -14,6 +14,7 @@ from tests.faults.faults import FAULTS
 from tests.faults.grid import grid
 from tests.faults.loads import LOADS
 from tests.faults.page import bar_share, html, svg
+from tests.faults.peers import PEERS
 
 KEY = ("endpoint-killed", "busy", "vxlan-gpe", "v4")
 OWN = Excuse("its own", 100.0, pods=frozenset(("pod1",)), unanswered=False)
@@ -123,6 +124,13 @@ def test_all_faults_and_loads_are_in_the_matrix_and_those_of_several_ingress_nod
     groups = program.groups_left(program._arguments(["--mode", "vxlan-gpe", "mpls"]), {})
     assert {group[:2] for group in groups if group[2] == "vxlan-gpe"} == {(f, load) for f in FAULTS for load in LOADS}
     assert {"ingress-cut-off"} & {group[0] for group in groups if group[2] == "mpls"} == set()
+
+
+def test_a_peer_is_put_to_those_faults_that_it_can_be_put_to() -> None:
+    for name, peer in PEERS.items():
+        groups = program.groups_left(program._arguments(["--peer", name, "--load", "busy"]), {})
+        assert [group[0] for group in groups] == [fault for fault in FAULTS if fault in peer.faults]
+        assert set(peer.faults) <= set(FAULTS)
 
 
 def test_cells_are_shown_in_the_order_of_the_matrix_whenever_they_were_measured() -> None:
