@@ -78,6 +78,37 @@ def test_what_is_taken_out_of_nf_tables_is_put_back_at_once(
     scene.wait(lambda: ruleset(scene, *inside) == before, "all of it is there again")
 
 
+FLOOD = [f"route add blackhole 203.{n >> 8}.{n & 255}.0/24 table 77" for n in range(20_000)]
+"""Each is told: more than a socket has room for."""
+
+
+@pytest.mark.parametrize("inside", [(), ("-n", "service-tunnel")], ids=["host", "router"])
+def test_what_somebody_changed_while_more_was_told_than_could_be_heard_is_put_right_at_once(
+    scene: Scene, inside: tuple[str, ...]
+) -> None:
+    """The kernel drops notices then (ENOBUFS), that of the change among them."""
+    host = scene.cluster.nodes["ingress1"].host
+    before = picture(scene)
+    ours = [f"route del {VIPS[4]}/32" if not inside else f"route del {VIPS[4]}/32 table 1007"]
+    try:
+        with scene.helpers["ingress1"].halted():
+            host.run("ip", *inside, "-batch", "-", input="\n".join(FLOOD + ours))
+            assert dropped(scene, inside) > 0
+            assert picture(scene) != before
+        scene.wait(lambda: picture(scene) == before, "the state is whole again")
+    finally:
+        host.run("ip", *inside, "route", "flush", "table", "77")
+    assert scene.cluster.client.call(traffic.ask_tcp, VIPS[4], 8080).client == CLIENT[4]
+
+
+def dropped(scene: Scene, inside: tuple[str, ...]) -> int:
+    """Notices about routes and the like that found no room, of all sockets of the namespace."""
+    entered = ("ip", "netns", "exec", inside[1]) if inside else ()
+    shown = scene.cluster.nodes["ingress1"].host.run(*entered, "cat", "/proc/net/netlink").stdout.splitlines()
+    drops = shown[0].split().index("Drops")
+    return sum(int(line.split()[drops]) for line in shown[1:] if line.split()[1] == "0")
+
+
 def foreign(scene: Scene, version: int) -> list[str]:
     """The routes of the main table that the kernel did not make itself."""
     shown = scene.cluster.nodes["ingress1"].host.run("ip", f"-{version}", "route").stdout.splitlines()
