@@ -56,6 +56,8 @@ class KubernetesSource:
         """Called, in some thread, when everything is followed again."""
         kinds = dict.fromkeys(kind for role in sorted(roles) for kind in _WATCHED[role])
         self._unlisted = set(kinds)
+        self._answered: set[str] = set()
+        """The kinds of which a list was answered, and may not be taken in yet."""
         self._informers = [self._follow(kind, f"spec.nodeName={node}" if kind == "Pod" else "") for kind in kinds]
 
     def close(self) -> None:
@@ -142,7 +144,7 @@ class KubernetesSource:
                         raise
                     self._failed(kind, error)
                 else:
-                    self._mended(kind)
+                    self._answered.add(kind)
                     return found
 
         def failed(error: object) -> None:
@@ -183,10 +185,14 @@ class KubernetesSource:
             self._notify()
 
     def _listed(self, kind: str) -> None:
+        """What was answered is in the copy: before, it would be the old one that counts as current."""
         with self._lock:
             if kind in self._unlisted:
                 self._unlisted.remove(kind)
                 self._notify()
+        if kind in self._answered:
+            self._answered.remove(kind)
+            self._mended(kind)
 
     def _opened(self, kind: str) -> None:
         """A watch was taken, which says little: it has to stand for a moment until all counts as well again."""

@@ -238,6 +238,35 @@ def test_a_copy_that_is_too_old_is_listed_anew(server: FakeApi, follow: Callable
     assert server.count("Service") == 2
 
 
+@pytest.mark.usefixtures("quick")
+def test_after_an_outage_it_is_not_current_before_a_list_is_taken_in(
+    server: FakeApi, follow: Callable[..., Followed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who takes it for current by the answer alone stores a table of endpoints that are gone, in place of a newer."""
+    current_at: list[bool] = []
+    changed = KubernetesSource._changed
+
+    def noted(source: KubernetesSource, kind: str, plain: dict[str, Any]) -> None:
+        if plain["metadata"]["name"] == "new":
+            current_at.append(source.current())
+        changed(source, kind, plain)
+
+    monkeypatch.setattr(KubernetesSource, "_changed", noted)
+    server.put(service("web"))
+    followed = follow()
+    wait(lambda: followed.names() == {"web"} and followed.source.current(), "followed")
+    server.always["Service watch"] = fake_api.stream_error(500)
+    server.end_watches()
+    wait(lambda: not followed.source.current(), "the outage")
+    with server.lock:
+        server.put(service("new"))
+        server.forget_history()
+        del server.always["Service watch"]
+    wait(lambda: followed.names() == {"web", "new"} and followed.source.current(), "followed again")
+    assert server.count("Service") == 2
+    assert current_at == [False]
+
+
 def test_a_bookmark_moves_on_where_the_next_watch_begins(server: FakeApi, follow: Callable[..., Followed]) -> None:
     follow()
     wait(lambda: server.count("Service watch") == 1, "watched")
