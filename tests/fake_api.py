@@ -41,6 +41,10 @@ class Asked:
     watch: bool
     resource_version: str
     body: Any = None
+    bookmarks: bool = False
+    """Whether a watch wants them."""
+    seconds: int = 0
+    """For which a watch is to last."""
 
 
 @dataclass
@@ -236,6 +240,7 @@ class Handler(BaseHTTPRequestHandler):
         self.asked = Asked(
             time.monotonic(), self.command, parts.path, KINDS.get(parts.path, ""),
             query.get("watch", "").lower() == "true", query.get("resourceVersion", ""), body,
+            query.get("allowWatchBookmarks", "").lower() == "true", int(query.get("timeoutSeconds", "0")),
         )  # fmt: skip
         api = self.server.api
         fault = api.fault(self.asked)
@@ -274,7 +279,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         try:
             while not api.stopping.is_set() and (event := events.get()) is not None:
-                self.event(event)
+                if event.get("type") != "BOOKMARK" or self.asked.bookmarks:
+                    self.event(event)
             self.end_watch()
         finally:
             api.unwatch(self.asked.kind, events)

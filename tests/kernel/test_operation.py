@@ -134,6 +134,28 @@ def test_metrics_say_what_there_is_and_what_moved(scene: Scene) -> None:
     assert after["last_success_timestamp_seconds"] > before["last_success_timestamp_seconds"]
 
 
+def test_metrics_say_how_the_plugin_was_answered_and_how_soon(scene: Scene) -> None:
+    before = metrics(scene)
+    helper = scene.helpers[NODE]
+    scene.add_pods(((NODE, "pod3"),), {"app": "web"})  # by the plugin itself
+    asked = {"none": 3, "unknown": 2}
+    for _ in range(asked["none"]):
+        assert helper.ask("tunnels", namespace="elsewhere", name="other")["answer"] == "none"
+    for _ in range(asked["unknown"]):
+        assert helper.ask("tunnels", namespace="default", name="nobody-knows-it")["answer"] == "unknown"
+    after = metrics(scene)
+
+    def more(name: str) -> float:
+        return after[name] - before.get(name, 0)
+
+    for answer, count in {"tunnels": 1, **asked}.items():
+        assert more(f'asks_total{{answer="{answer}"}}') == count
+        assert more(f'ask_seconds_count{{answer="{answer}"}}') == count
+        assert more(f'ask_seconds_sum{{answer="{answer}"}}') > 0
+    scene.remove_pod(scene.cluster.nodes[NODE].pods["pod3"])
+    scene.settle()
+
+
 def test_status_shows_what_has_passed(scene: Scene) -> None:
     scene.manifests.annotate("web", {"cmd.nu/tunnel": f"{VIPS[4]},{VIPS[6]},198.51.100.300"})
     shown = scene.helpers[NODE].status

@@ -267,7 +267,18 @@ def test_after_an_outage_it_is_not_current_before_a_list_is_taken_in(
     assert current_at == [False]
 
 
+def test_watches_last_for_different_times_so_that_helpers_do_not_come_together(
+    server: FakeApi, follow: Callable[..., Followed]
+) -> None:
+    follow(NODE, INGRESS)
+    follow(NODE, INGRESS)
+    wait(lambda: sum(asked.watch for asked in server.asked) == 8, "the watches")
+    lasting = [asked.seconds for asked in server.asked if asked.watch]
+    assert all(300 <= seconds <= 600 for seconds in lasting) and len(set(lasting)) > 1
+
+
 def test_a_bookmark_moves_on_where_the_next_watch_begins(server: FakeApi, follow: Callable[..., Followed]) -> None:
+    """The server sends them to those who ask for them."""
     follow()
     wait(lambda: server.count("Service watch") == 1, "watched")
     server.send("Service", {"type": "BOOKMARK", "object": {"kind": "Service", "metadata": {"resourceVersion": "777"}}})

@@ -324,6 +324,39 @@ def test_whatever_nodes_saw_and_when_they_agree_once_they_see_the_same(
     assert rounds[0].tables[WEB].endpoints == tuple(sorted(at_last))
 
 
+NAMES = "abc"
+SEEN = st.sets(st.sampled_from((ONE, TWO, THREE, FOUR)), min_size=1)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.lists(st.tuples(st.sampled_from(NAMES), SEEN), min_size=1, max_size=4), max_size=8), SEEN)
+def test_writers_that_get_between_each_others_reading_and_writing_agree_in_the_end(
+    tmp_path_factory: pytest.TempPathFactory, rounds: list[list[tuple[str, set[str]]]], at_last: set[str]
+) -> None:
+    """In each round the first has read when the second begins, who has read when the third does, and so on."""
+    folder = tmp_path_factory.mktemp("race")
+    stores = {name: Racing(folder / "manifests") for name in NAMES}
+    nodes = {name: Node(folder, name, stores[name]) for name in NAMES}
+    seen_stored = []
+
+    def look(turns: list[tuple[str, set[str]]]) -> None:
+        (name, seen), *others = turns
+        stores[name].meanwhile = (lambda: look(others)) if others else lambda: None
+        nodes[name].look_later(*sorted(seen))
+        seen_stored.append(FolderBucketStore(folder / "manifests").read(WEB))
+
+    for turns in rounds:
+        look([turn for index, turn in enumerate(turns) if turn[0] not in {before for before, _ in turns[:index]}])
+    assert all(text is not None and decode(text, "uid-web") for text in seen_stored), "at no time anything but a table"
+    looks = [[node.look_later(*sorted(at_last)) for node in nodes.values()] for _ in range(6)]
+    assert sum(found.written for look in looks[-2:] for found in look) == 0
+    tables = {encode(found.tables[WEB]) for found in looks[-1]}
+    assert tables == {FolderBucketStore(folder / "manifests").read(WEB)}
+    assert looks[-1][0].tables[WEB].endpoints == tuple(sorted(at_last))
+    held = loads(looks[-1][0].tables[WEB]).values()
+    assert max(held) - min(held) <= 1
+
+
 def test_all_nodes_together_write_once_a_second(tmp_path: Path) -> None:
     one, two = Node(tmp_path, "one"), Node(tmp_path, "two")
     one.look(ONE)
