@@ -110,6 +110,22 @@ FORBIDDEN_PATCHES: dict[str, dict[str, Any]] = {
     "a label": {"metadata": {"labels": {"x": "y"}}},
     "an annotation taken away": {"metadata": {"annotations": {"theirs": None}}},
     "a finalizer": {"metadata": {"finalizers": ["example.com/x"]}},
+    "an owner, with whom it would be deleted": {
+        "metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "x", "uid": "x"}]}
+    },
+    "a condition": {
+        "status": {
+            "conditions": [
+                {
+                    "type": "Mine",
+                    "status": "True",
+                    "reason": "None",
+                    "message": "",
+                    "lastTransitionTime": "2026-01-01T00:00:00Z",
+                }
+            ]
+        }
+    },
     "the load balancer's address": {"status": {"loadBalancer": {"ingress": [{"ip": "198.51.100.9"}]}}},
 }
 

@@ -14,7 +14,7 @@ import pytest
 from tests.testbed.scene import VIPS, Scene
 from tests.testbed.stream import Stream
 
-KILLS = int(os.environ.get("TEST_KILLS", "30"))
+KILLS = int(os.environ.get("TEST_KILLS", "100"))
 OTHERS = [f"198.51.100.{number}" for number in range(10, 30)]
 """VIPs whose endpoints change at each start, so that there is something to program."""
 
@@ -52,6 +52,7 @@ def router(scene: Scene, node: str) -> dict[tuple[str, str], str]:
     return found
 
 
+@pytest.mark.timeout(600)
 def test_a_helper_that_is_killed_at_random_points_harms_no_flow_and_what_is_left_converges(scene: Scene) -> None:
     dice = random.Random(116)
     scene.helpers["ingress1"].kill()
