@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -117,9 +118,13 @@ def test_an_unreadable_file_is_named_and_the_others_go_on(scene: Scene) -> None:
 
 
 def test_an_endpoint_without_attachment_record_is_told_on_its_node(scene: Scene) -> None:
-    found = problems(scene, "worker1")
-    assert "restarted" in found["NoAttachment", "default/stranger"]
-    assert f"not adopted: {RESULTS} has no entry of it" in found["NoAttachment", "default/stranger"]
+    scene.helpers["worker1"].process.send_signal(signal.SIGHUP)  # it is looked for at a full comparison
+
+    def told() -> str:
+        return problems(scene, "worker1")["NoAttachment", "default/stranger"]
+
+    scene.wait(lambda: f"not adopted: {RESULTS} has no entry of it" in told(), "why it is not adopted")
+    assert "restarted" in told()
     assert ("NoAttachment", "default/stranger") not in problems(scene, "worker2")
 
 
