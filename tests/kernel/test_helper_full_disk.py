@@ -96,3 +96,25 @@ def test_a_disk_that_fills_up_stops_no_change_and_a_successor_knows_what_was_bor
     scene.wait(lambda: host.sysctl("net.ipv4.conf.eth0.rp_filter") == "1", "what was borrowed before is given back")
     make_room(host)
     scene.wait(lambda: not not_written(scene), "all is written", 30)
+
+
+def test_a_running_pod_whose_record_has_no_room_keeps_its_tunnels_and_gets_the_others_later(scene: Scene) -> None:
+    host = scene.cluster.nodes[NODE].host
+    scene.start_helpers([NODE])
+    scene.apply_service()
+    (pod,) = scene.add_pods([(NODE, "pod1")], {"app": "web"})
+    scene.sync()
+    scene.settle()
+    fill(host)
+    scene.apply_service("other", "198.51.100.9", selector={"app": "web"})
+    scene.wait(lambda: reasons_of(scene, "default/pod1") == {"RecordNotWritten"}, "it is told")
+    assert "198.51.100.9" not in pod.place.run("ip", "addr").stdout, "nobody would know that it has it"
+    reach(scene)
+    make_room(host)
+    scene.wait(lambda: not reasons_of(scene, "default/pod1"), "it is written, without anything else to do", 30)
+    scene.settle()
+    assert scene.cluster.client.call(traffic.ask_tcp, "198.51.100.9", 8080).client == CLIENT[4]
+
+
+def reasons_of(scene: Scene, name: str) -> set[str]:
+    return {p["reason"] for p in scene.helpers[NODE].status()["problems"] if p["object"] == name}
