@@ -19,6 +19,7 @@ from cni_plugin.record import Record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from typing import Any
 
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
@@ -242,6 +243,29 @@ class Socket:
         finally:
             # Also after a failure: a late answer to one of these is not to be taken for one to the next.
             self._sequence = base + index
+        return refused
+
+    def send_alike(
+        self, kind: int, flags: int, layout: str, bodies: Iterable[tuple[Any, ...]]
+    ) -> list[tuple[int, int, str]]:
+        """As `send_packed`, of messages whose bodies have one layout, in `struct`'s words: less to do for each."""
+        from itertools import islice  # the helper's alone: no pod's start is to pay for it
+
+        size = Struct(f"={layout}").size
+        whole = Struct(f"=IHHII{layout}{-size & 3}x")
+        length, flags, pack = 16 + size, flags | REQUEST, whole.pack
+        refused: list[tuple[int, int, str]] = []
+        base, first, rest = self._begin(), 0, iter(bodies)
+        try:
+            while chunk := [
+                pack(length, kind, flags, sequence, 0, *body)
+                for sequence, body in enumerate(islice(rest, _SEND_BYTES // whole.size), base + first)
+            ]:
+                self._sequence = base + first + len(chunk)
+                self._exchange(chunk, base + first, first, refused)
+                first += len(chunk)
+        finally:
+            self._sequence = max(self._sequence, base + first)
         return refused
 
     def _begin(self) -> int:

@@ -273,7 +273,7 @@ def test_pods_of_the_hosts_network_get_no_traffic_and_their_service_is_told(scen
     try:
         scene.wait(lambda: messages(scene, "HostNetworkPod") != [], "the problem")
         assert "default/on-host" in messages(scene, "HostNetworkPod")[0]
-        assert reached(scene, VIPS[4]) == NAMES
+        wait_served(scene, VIPS[4], NAMES)
         if isinstance(scene.objects, Api):
             control = scene.objects.control
             scene.wait(lambda: "HostNetworkPod" in {e["reason"] for e in control.events("web")}, "the Event")

@@ -36,10 +36,11 @@ def put_routes(socket: Socket, vip: str, routes: Iterable[tuple[int, int]], mtu:
     before, after = pattern.body[:start], pattern.body[start + _numbers.size :]
     if _numbers.unpack_from(pattern.body, start) != (8, _TABLE, FIRST_TABLE, 8, _NEXTHOP, 1):
         raise AssertionError("a route's message has another shape than is expected here")
-    pack = _numbers.pack
-    refused = socket.send_packed(
-        (pattern.type, pattern.flags, before + pack(8, _TABLE, FIRST_TABLE + bucket, 8, _NEXTHOP, identifier) + after)
-        for bucket, identifier in routes
+    refused = socket.send_alike(
+        pattern.type,
+        pattern.flags,
+        f"{len(before)}sHHIHHI{len(after)}s",
+        [(before, 8, _TABLE, FIRST_TABLE + bucket, 8, _NEXTHOP, identifier, after) for bucket, identifier in routes],
     )
     return [
         NetlinkError(code, rtnl.put_route(_route(vip, FIRST_TABLE + routes[index][0])).what, says)
@@ -64,9 +65,11 @@ def put_alike(
         after += u32(_PRIORITY, metric)
     if message.body[start : start + 8] != _table.pack(8, _TABLE, like.table):
         raise AssertionError("a route's message has another shape than is expected here")
-    kind, flags, pack = message.type, message.flags, _table.pack
-    refused = socket.send_packed(
-        (kind, flags, before + destination + pack(8, _TABLE, table) + after) for destination, table in places
+    refused = socket.send_alike(
+        message.type,
+        message.flags,
+        f"{len(before)}s{size}sHHI{len(after)}s",
+        ((before, destination, 8, _TABLE, table, after) for destination, table in places),
     )
     errors = []
     for index, code, says in refused:

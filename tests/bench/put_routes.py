@@ -7,13 +7,13 @@ seconds the routes took when all else was done, and the most memory that it held
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from socket import if_nametoindex
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.insert(0, os.path.abspath(f"{__file__}/../../.."))
 
 from cni_plugin.netlink import NetlinkError, Socket, rtnl
 from node_helper.kernel import bulk
@@ -62,7 +62,8 @@ def main(kind: str, first: str, second: str) -> int:
     if refused:
         print(*refused[:3], sep="\n")
         return 1
-    held = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    with open("/proc/self/status") as status:
+        held = next(line for line in status if line.startswith("VmHWM"))
     print(seconds, held.split()[1])
     return 0
 
