@@ -22,6 +22,8 @@ _numbers = Struct("=HHIHHI")
 _u32 = Struct("=I")
 _table = Struct("=HHI")
 _CLONED = 0x200
+_LAST_SHORT = 255
+"""The last table whose number has room in a struct rtmsg; ours are beyond."""
 
 BucketRoute = tuple[bytes, int, int, int]
 """The VIP as it is on the wire, table, nexthop id, mtu."""
@@ -83,6 +85,23 @@ def delete_routes(socket: Socket, vip: str, buckets: Iterable[int]) -> list[Netl
     """Deletes a VIP's routes; that one is not there is no refusal."""
     messages = [rtnl.delete_route(_route(vip, FIRST_TABLE + bucket)) for bucket in buckets]
     return [error for _, error in socket.run_all(messages) if error.errno not in (2, 3)]
+
+
+def delete_all(socket: Socket, version: int) -> None:
+    """Deletes every route that `dump_bucket_routes` lists; that one is not there any more is nothing to tell."""
+    places = [(vip, table) for vip, table, _, _ in dump_bucket_routes(socket, version) if table > _LAST_SHORT]
+    message = rtnl.delete_route(_route("0.0.0.0" if version == 4 else "::", FIRST_TABLE))
+    size = 4 if version == 4 else 16
+    start = _HEAD + 4 + size
+    before, after = message.body[: _HEAD + 4], message.body[start + 8 :]
+    if message.body[start : start + 8] != _table.pack(8, _TABLE, FIRST_TABLE):
+        raise AssertionError("a route's message has another shape than is expected here")
+    socket.send_alike(
+        message.type,
+        message.flags,
+        f"{len(before)}s{size}sHHI{len(after)}s",
+        ((before, vip, 8, _TABLE, table, after) for vip, table in places),
+    )
 
 
 def _route(vip: str, table: int, nexthop: int = 0, mtu: int = 0) -> rtnl.Route:

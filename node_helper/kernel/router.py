@@ -160,6 +160,9 @@ class Router:
     def remove(self, host: Socket) -> None:
         """Deletes the namespace with all in it, and the link; one that is kept is emptied. Quiet without one."""
         self.close()
+        if self.exists():
+            with entered(self.path), Socket() as route:
+                _delete_routes(route)
         for link in rtnl.dump_links(host):
             if link.name == self.place.host_device:
                 host.run(rtnl.delete_link(link.index, link.name))
@@ -413,6 +416,16 @@ class Router:
 def device_of(mode: str, outer_version: int) -> str:
     """The router's device for a mode; named as in pods."""
     return (DEVICE_FOR_IPV6_UNDERLAY if outer_version == 6 else DEVICE).get(mode, DEVICE[mode])
+
+
+def _delete_routes(route: Socket) -> None:
+    """To be done before nexthops go, be it with their device or the namespace.
+
+    With each that still has routes the kernel looks through all there are: with 1,000 VIPs for twenty seconds, in which
+    nothing on the whole machine could change a link or a route.
+    """
+    for version in (4, 6):
+        bulk.delete_all(route, version)
 
 
 def _set_sysctl(name: str, value: str) -> None:

@@ -23,11 +23,12 @@ from typing import Any
 
 import structlog
 
-from cni_plugin.netlink import rtnl
+from cni_plugin.netlink import Socket, rtnl
 from cni_plugin.netns import entered
 from node_helper.backends import Backend
 from node_helper.bucket_store import FolderBucketStore
 from node_helper.daemon import Daemon
+from node_helper.kernel.router import Router
 from node_helper.model import Problem, Snapshot
 from node_helper.settings import INGRESS, Settings
 from node_helper.sources.kubernetes import ObjectCopy
@@ -212,8 +213,11 @@ class World:
             return time.monotonic() - self.began
 
     def stop(self) -> None:
+        """Ends the helper, and takes its router away: the kernel alone takes long for that, while others wait."""
         self._end()
         self._thread.join()
+        with Socket() as host:
+            Router().remove(host)
 
     def put(self, number: int, endpoints: Iterable[int]) -> float:
         plain = slice_of(number, endpoints)

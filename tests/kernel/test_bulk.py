@@ -10,6 +10,9 @@ import pytest
 from cni_plugin.netlink import Socket, rtnl
 from cni_plugin.netns import entered
 from node_helper.kernel import bulk
+from node_helper.kernel import router as router_module
+from node_helper.kernel.notices import Notices, table_of
+from node_helper.kernel.router import Router
 from node_helper.plan.state import ANNOUNCED, FIRST_TABLE
 from tests.kernel.private_netns import batch, private_netns, run
 
@@ -57,6 +60,45 @@ def test_what_is_put_is_dumped_and_what_is_deleted_is_gone(place: tuple[str, Soc
     assert len(dumped(socket, version, NEIGHBOUR[version])) == BUCKETS, "another VIP's stay"
     assert bulk.delete_routes(socket, VIP[version], range(BUCKETS)) == [], "what is not there is deleted already"
     assert dumped(socket, version, VIP[version]) == []
+
+
+def test_all_are_deleted_at_once_and_those_of_others_stay(place: tuple[str, Socket]) -> None:
+    path, socket = place
+    batch(path, "route add 203.0.113.0/24 via 10.0.0.2 table 1000", "route add 203.0.113.1/32 via 10.0.0.2 table 1000")
+    batch(path, "route add 2001:db8:9::1/128 via fd00::2 table 1000")
+    for version in (4, 6):
+        for vip in (VIP[version], NEIGHBOUR[version]):
+            assert bulk.put_routes(socket, vip, wanted(version), 1400) == []
+        bulk.delete_all(socket, version)
+        assert list(bulk.dump_bucket_routes(socket, version)) == []
+        bulk.delete_all(socket, version)
+    assert len(run(path, "ip", "route", "show", "table", "1000").splitlines()) == 2
+    assert "2001:db8:9::1" in run(path, "ip", "-6", "route", "show", "table", "1000")
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_router_is_removed_routes_first(
+    place: tuple[str, Socket], kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With nexthops first the kernel goes through all routes for each, and nobody can change a link meanwhile.
+
+    What it deletes along with a nexthop it tells nobody: so each route is to be told, before any nexthop or link.
+    """
+    path, socket = place
+    for version in (4, 6):
+        assert bulk.put_routes(socket, VIP[version], wanted(version), 1400) == []
+    router = Router(kept=kept)
+    router.path = path
+    monkeypatch.setattr(router_module, "run", lambda command: run(path, *command) if kept else "")
+    with entered(path):
+        told = Notices((1, 7, 11, 32))  # RTNLGRP_LINK, IPV4_ROUTE, IPV6_ROUTE, NEXTHOP
+    with private_netns() as host, entered(host), Socket() as route:
+        router.remove(route)
+    kinds = [kind for kind, body in told.read() if kind != rtnl.DEL_ROUTE or table_of(body) >= FIRST_TABLE]
+    told.close()
+    assert kinds[: 2 * BUCKETS] == [rtnl.DEL_ROUTE] * 2 * BUCKETS
+    assert rtnl.DEL_ROUTE not in kinds[2 * BUCKETS :]
+    assert not kept or rtnl.DEL_LINK in kinds
 
 
 @pytest.mark.parametrize("version", [4, 6])
