@@ -161,6 +161,8 @@ def test_a_fresh_node_begins_with_them_when_the_api_server_is_away(
             server.always.clear()
             writing.wait(lambda: "other" in {key.name for key in (made.read() or Snapshot()).services}, "what is so")
             assert writing.WEB not in (made.read() or Snapshot()).services
+            # What is read while the trouble is not over yet is not kept.
+            writing.wait(lambda: (now := made.read()) is not None and not now.problems, "no trouble any more")
         finally:
             server.end_watches()
             made.close()
