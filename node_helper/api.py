@@ -41,7 +41,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.4, 30.0
 """Seconds before a request that follows failed ones; doubled each time, with jitter."""
 LASTED = 10.0
 """Seconds after which a watch that ends has done its work: the next is opened at once."""
-_GONE = 410
+GONE = 410
 _IDENTITY = re.compile(r"<[\w.]+ object at 0x[0-9a-f]+>: | at 0x[0-9a-f]+")
 """What makes the same error another text each time."""
 _FIELD_MANAGER = "service-tunnel"
@@ -153,7 +153,7 @@ class Listing:
             return self._list(wanted)
         if self._anew:
             self._anew = False
-            raise ApiException(status=_GONE, reason="what the watch told could not be understood")
+            raise ApiException(status=GONE, reason="what the watch told could not be understood")
         lasts = random.randint(*WATCH_SECONDS)  # noqa: S311 - spreads requests
         wanted |= {"watch": True, "allow_watch_bookmarks": True, "timeout_seconds": lasts}
         answer = self._method(**wanted, _request_timeout=(CONNECT_TIMEOUT, SILENCE_TIMEOUT))

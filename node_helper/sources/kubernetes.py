@@ -17,7 +17,7 @@ from kubernetes.client.exceptions import ApiException
 from kubernetes.informer import ADDED, BOOKMARK, DELETED, ERROR, MODIFIED, SharedInformer
 from urllib3.exceptions import HTTPError
 
-from node_helper.api import Api, is_named, reason
+from node_helper.api import GONE, Api, is_named, reason
 from node_helper.model import Endpoint, Node, ObjectKey, Pod, Problem, Service, Snapshot
 from node_helper.settings import INGRESS, NODE
 from node_helper.sources.kubernetes_objects import (
@@ -148,8 +148,13 @@ class KubernetesSource:
                     return found
 
         def failed(error: object) -> None:
+            expired = isinstance(error, ApiException) and error.status == GONE
             # Neither HTTP's nor the network's fault, so it comes of what was said, and will again.
-            if not isinstance(error, ApiException | HTTPError | OSError):
+            not_understood = not isinstance(error, ApiException | HTTPError | OSError)
+            # A server that has just started takes a watch from before its own memory, and says a quarter of a minute
+            # later that it cannot. Meanwhile old endpoints would count as current, and be stored. (Who knows an old
+            # Service writes in vain, by its resourceVersion.)
+            if not_understood or (kind == "EndpointSlice" and not expired):
                 lists.begin_anew()
             self._failed(kind, error)
 

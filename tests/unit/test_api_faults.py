@@ -267,6 +267,21 @@ def test_after_an_outage_it_is_not_current_before_a_list_is_taken_in(
     assert current_at == [False]
 
 
+def test_endpoints_are_listed_anew_after_any_failure_of_their_watch(
+    server: FakeApi, follow: Callable[..., Followed]
+) -> None:
+    """A watch that a server takes is no sign that it goes on from there: it may say so a quarter of a minute later."""
+    followed = follow(INGRESS)
+    wait(followed.source.current, "followed")
+    lists = server.count("EndpointSlice")
+    server.always["EndpointSlice watch"] = fake_api.refuse(500)
+    server.end_watches()
+    wait(lambda: not followed.source.current(), "the outage")
+    del server.always["EndpointSlice watch"]
+    wait(followed.source.current, "followed again")
+    assert server.count("EndpointSlice") > lists
+
+
 def test_watches_last_for_different_times_so_that_helpers_do_not_come_together(
     server: FakeApi, follow: Callable[..., Followed]
 ) -> None:
