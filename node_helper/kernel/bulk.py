@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from struct import Struct
 
-from cni_plugin.netlink import NetlinkError, Socket, attribute_list, rtnl, u32
+from cni_plugin.netlink import Message, NetlinkError, Socket, attribute_list, rtnl, u32
 from cni_plugin.netlink.address import FAMILY, unpack
 from node_helper.plan.state import ANNOUNCED, FIRST_TABLE
 
@@ -59,20 +59,7 @@ def put_alike(
     `metric`: the kernel's own where it is 0. Routes of other metrics stay beside these.
     """
     places = list(places)
-    message = rtnl.put_route(like)
-    size = len(ip_address(like.destination.partition("/")[0]).packed)
-    start = _HEAD + 4 + size
-    before, after = message.body[: _HEAD + 4], message.body[start + 8 :]
-    if metric:
-        after += u32(_PRIORITY, metric)
-    if message.body[start : start + 8] != _table.pack(8, _TABLE, like.table):
-        raise AssertionError("a route's message has another shape than is expected here")
-    refused = socket.send_alike(
-        message.type,
-        message.flags,
-        f"{len(before)}s{size}sHHI{len(after)}s",
-        ((before, destination, 8, _TABLE, table, after) for destination, table in places),
-    )
+    refused = _send_at(socket, rtnl.put_route(like), like, places, u32(_PRIORITY, metric) if metric else b"")
     errors = []
     for index, code, says in refused:
         packed, table = places[index]
@@ -90,17 +77,27 @@ def delete_routes(socket: Socket, vip: str, buckets: Iterable[int]) -> list[Netl
 def delete_all(socket: Socket, version: int) -> None:
     """Deletes every route that `dump_bucket_routes` lists; that one is not there any more is nothing to tell."""
     places = [(vip, table) for vip, table, _, _ in dump_bucket_routes(socket, version) if table > _LAST_SHORT]
-    message = rtnl.delete_route(_route("0.0.0.0" if version == 4 else "::", FIRST_TABLE))
-    size = 4 if version == 4 else 16
+    like = _route("0.0.0.0" if version == 4 else "::", FIRST_TABLE)
+    _send_at(socket, rtnl.delete_route(like), like, places)
+
+
+def _send_at(
+    socket: Socket, message: Message, like: rtnl.Route, places: Iterable[tuple[bytes, int]], further: bytes = b""
+) -> list[tuple[int, int, str]]:
+    """Sends a message about `like` for each of these destinations and tables instead; what is refused, by index.
+
+    `further`: attributes that come after its own.
+    """
+    size = len(ip_address(like.destination.partition("/")[0]).packed)
     start = _HEAD + 4 + size
-    before, after = message.body[: _HEAD + 4], message.body[start + 8 :]
-    if message.body[start : start + 8] != _table.pack(8, _TABLE, FIRST_TABLE):
+    before, after = message.body[: _HEAD + 4], message.body[start + 8 :] + further
+    if message.body[start : start + 8] != _table.pack(8, _TABLE, like.table):
         raise AssertionError("a route's message has another shape than is expected here")
-    socket.send_alike(
+    return socket.send_alike(
         message.type,
         message.flags,
         f"{len(before)}s{size}sHHI{len(after)}s",
-        ((before, vip, 8, _TABLE, table, after) for vip, table in places),
+        ((before, destination, 8, _TABLE, table, after) for destination, table in places),
     )
 
 
