@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from tests.bench.figures import Figure, alone
 from tests.bench.progress import Tell
+from tests.testbed.announced import announced_scene, wait_for_paths
 from tests.testbed.bird import Routing, dead
 from tests.testbed.holding import Held
 from tests.testbed.scene import VIPS, Scene
@@ -24,7 +25,6 @@ FIGURES: Mapping[str, str] = {
     "failover-lost": "the same: how many of 2,000 open TCP connections are lost",
 }
 NODE, OTHER = "ingress1", "ingress2"
-PLACES = (("worker1", "pod1"), ("worker1", "pod2"), ("worker2", "pod3"))
 VIP = VIPS[4]
 PORT = 8080
 FLOWS, INTERVAL = 40, 0.005
@@ -43,24 +43,17 @@ def measure(wanted: Sequence[str], runs: int, tell: Tell) -> Iterator[Figure]:
     deaths, connections = max(2, runs // 10), CONNECTIONS if runs >= 50 else 50
     silences: list[float] = []
     lost: list[float] = []
-    with Scene(rp_filter=1) as scene:
-        scene.apply_service()
-        for vip in VIPS.values():
-            scene.cluster.withdraw(vip)
-        scene.add_pods(PLACES, {"app": "web"})
-        scene.sync()
-        scene.settle()
-        with Routing(scene.cluster) as routing:
-            _wait_for_paths(scene, routing, {NODE, OTHER})
-            with Held(scene.cluster.client, VIP, PORT, connections, interval=ASKING) as held:
-                gone = 0
-                for number in range(deaths):
-                    tell(f"death {number + 1} of {deaths}")
-                    silences.append(1000 * _one_death(scene, routing))
-                    # Each has asked and was answered, or has been without an answer for long.
-                    scene.wait(lambda: held.report().stalled == 0, "all connections are open or lost")
-                    lost.append(held.report().lost - gone)
-                    gone = held.report().lost
+    with announced_scene() as (scene, routing):
+        wait_for_paths(scene, routing, {NODE, OTHER})
+        with Held(scene.cluster.client, VIP, PORT, connections, interval=ASKING) as held:
+            gone = 0
+            for number in range(deaths):
+                tell(f"death {number + 1} of {deaths}")
+                silences.append(1000 * _one_death(scene, routing))
+                # Each has asked and was answered, or has been without an answer for long.
+                scene.wait(lambda: held.report().stalled == 0, "all connections are open or lost")
+                lost.append(held.report().lost - gone)
+                gone = held.report().lost
     for name in wanted:
         unit, samples = {"failover": ("ms", silences), "failover-lost": ("connections", lost)}[name]
         yield alone(name, unit, samples)
@@ -78,14 +71,10 @@ def _one_death(scene: Scene, routing: Routing) -> float:
     time.sleep(BEFORE)
     with dead(scene.cluster.nodes[NODE].host):
         watching.join(LIMIT)
-        _wait_for_paths(scene, routing, {OTHER})
-    _wait_for_paths(scene, routing, {NODE, OTHER})
+        wait_for_paths(scene, routing, {OTHER})
+    wait_for_paths(scene, routing, {NODE, OTHER})
     (silence,) = found
     return silence
-
-
-def _wait_for_paths(scene: Scene, routing: Routing, nodes: set[str]) -> None:
-    scene.wait(lambda: all(routing.paths(vip) == nodes for vip in VIPS.values()), f"VIPs by way of {nodes}")
 
 
 def longest_silence(vip: str, port: int, seconds: float) -> float:

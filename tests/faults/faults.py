@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from cni_plugin.tunnel import GRE, MODES, VXLAN_GPE
 from tests.faults.stage import INGRESS, Stage
+from tests.testbed.announced import wait_for_paths
 from tests.testbed.bird import Routing, dead
 from tests.testbed.scene import VIPS
 
@@ -82,7 +83,7 @@ def _routed(stage: Stage, during: Callable[[], None] = lambda: None) -> Steps:
     for vip in VIPS.values():
         cluster.withdraw(vip)
     with Routing(cluster) as routing:
-        stage.scene.wait(lambda: all(routing.paths(vip) == set(INGRESS) for vip in VIPS.values()), "BIRD's routes")
+        wait_for_paths(stage.scene, routing, INGRESS)
         yield
         since = time.monotonic()
         with dead(cluster.nodes[INGRESS[0]].host):

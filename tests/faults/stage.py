@@ -14,6 +14,7 @@ from types import TracebackType
 from cni_plugin.tunnel import MPLS
 from tests.faults.cells import LATE, STALL, Excuse
 from tests.faults.loads import Running
+from tests.testbed.announced import wait_for_paths
 from tests.testbed.bird import Routing
 from tests.testbed.cluster import CLIENT, FURTHER_CLIENTS
 from tests.testbed.cni import Pod
@@ -123,7 +124,7 @@ class Stage:
 
     def cut_off(self, routing: Routing, since: float) -> None:
         """Wait until BFD has found out; what was sent to the dead node from then on until now is lost."""
-        self.scene.wait(lambda: all(routing.paths(vip) == {INGRESS[1]} for vip in VIPS.values()), "BFD")
+        wait_for_paths(self.scene, routing, INGRESS[1:])
         self.late("what is under way to a dead ingress node is lost until BFD finds out", since)
 
     def late(self, why: str, since: float) -> None:

@@ -9,12 +9,12 @@ import pytest
 
 from node_helper.ingress_part import EXCLUDED
 from tests.testbed import bird, traffic
+from tests.testbed.announced import announced_scene, wait_for_paths
 from tests.testbed.bird import Routing, dead
 from tests.testbed.frr import Frr
 from tests.testbed.holding import Held
 from tests.testbed.scene import VIPS, Scene
 
-PLACES = (("worker1", "pod1"), ("worker1", "pod2"), ("worker2", "pod3"))
 BOTH = {"ingress1", "ingress2"}
 NOT_VIPS = ("203.0.113.77/32", "198.51.100.128/25", "2001:db8:1::1/128", "2001:db8::100/120")
 """Destinations that somebody else routes; of each IP version one is within the VIPs' range, but no address."""
@@ -23,15 +23,8 @@ FURTHER = {4: "198.51.100.99", 6: "2001:db8::99"}
 
 @pytest.fixture(scope="module", params=[bird.on_node, Frr], ids=["bird", "frr"])
 def routed(request: pytest.FixtureRequest) -> Iterator[tuple[Scene, Routing]]:
-    with Scene(rp_filter=1) as scene:
-        scene.apply_service()
-        for vip in VIPS.values():
-            scene.cluster.withdraw(vip)
-        scene.add_pods(PLACES, {"app": "web"})
-        scene.sync()
-        scene.settle()
-        with Routing(scene.cluster, request.param) as routing:
-            yield scene, routing
+    with announced_scene(request.param) as found:
+        yield found
 
 
 @pytest.fixture
@@ -41,8 +34,7 @@ def all_announce(routed: tuple[Scene, Routing]) -> tuple[Scene, Routing]:
 
 
 def announced_by(routed: tuple[Scene, Routing], nodes: set[str]) -> None:
-    scene, routing = routed
-    scene.wait(lambda: all(routing.paths(vip) == nodes for vip in VIPS.values()), f"VIPs by way of {nodes or 'nobody'}")
+    wait_for_paths(*routed, nodes)
 
 
 def test_vips_and_nothing_else_are_announced(all_announce: tuple[Scene, Routing]) -> None:

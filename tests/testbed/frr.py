@@ -71,10 +71,6 @@ class Frr:
             self.close()
             raise
 
-    def configure(self, *lines: str) -> None:
-        """What an operator types after `configure terminal`. Raises CommandFailed."""
-        self._vtysh(*(word for line in ("configure terminal", *lines) for word in ("-c", line)))
-
     def log(self) -> str:
         return Path(self._folder.name, "log").read_text()
 
